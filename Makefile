@@ -1,0 +1,46 @@
+# Every target sets up what it needs; a second run finds it done.
+SHELL := /bin/bash
+PYTHON ?= python3
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard l2fwd/*.pyx l2fwd/*.pxd kern/*)
+
+.PHONY: build debug demo test lint bench clean system
+
+build: $(VENV)/.built        ## compile extensions and BPF objects in place
+
+debug: $(VENV)/.deps         ## the same with frame states that abort on an illegal move
+	rm -rf build l2fwd/*.so $(VENV)/.built
+	L2FWD_DEBUG=1 $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .
+
+demo: build                  ## forward real frames between two veth links and account for them
+	$(SUDO) $(BIN)/python -m l2fwd lab demo --duration 5
+
+test: build                  ## the whole test suite; root, in namespaces of its own
+	$(SUDO) $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.deps          ## style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && \
+	$(BIN)/cython-lint l2fwd/*.pyx l2fwd/*.pxd && $(BIN)/codespell && \
+	$(BIN)/clang-format --dry-run -Werror kern/*.[ch] bench/*.c
+
+bench: build                 ## ratios against the C reference and the peers found
+	$(BIN)/python bench/bench_rings.py && $(SUDO) $(BIN)/python bench/bench_forward.py
+
+clean:                       ## back to what is in git
+	rm -rf build dist *.egg-info $(VENV) l2fwd/*.so l2fwd/bpf_objects .pytest_cache .hypothesis
+
+system:                      ## the Debian packages
+	@SUDO="$(SUDO)" ./install-packages
+
+$(VENV)/.deps: pyproject.toml install-packages
+	@SUDO="$(SUDO)" ./install-packages
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -U 'setuptools>=77' 'Cython>=3.1'
+	touch $@
+
+$(VENV)/.built: $(VENV)/.deps $(SOURCES)
+	rm -rf build l2fwd/*.so
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev,bench,tui]'
+	touch $@

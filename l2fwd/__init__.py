@@ -1,0 +1,53 @@
+"""Ethernet forwarding between NICs at line rate, from Python, on AF_XDP.
+
+``Umem`` and ``XdpSocket`` are the sockets, ``Worker`` the loop, ``Engine`` the whole.  Names
+are imported on first use, so that the command line starts quickly.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from l2fwd._worker import Worker
+    from l2fwd.config import ForwardConfig, Rewrite, SocketConfig, UmemConfig
+    from l2fwd.engine import Engine
+    from l2fwd.errors import ConfigError, KernelError, L2fwdError, RunError, UnsupportedError
+    from l2fwd.xsk import Umem, XdpSocket
+
+_HOME: Final = {
+    "Worker": "_worker",
+    "ForwardConfig": "config",
+    "Rewrite": "config",
+    "SocketConfig": "config",
+    "UmemConfig": "config",
+    "Engine": "engine",
+    "ConfigError": "errors",
+    "KernelError": "errors",
+    "L2fwdError": "errors",
+    "RunError": "errors",
+    "UnsupportedError": "errors",
+    "Umem": "xsk",
+    "XdpSocket": "xsk",
+}
+
+__all__ = [
+    "ConfigError",
+    "Engine",
+    "ForwardConfig",
+    "KernelError",
+    "L2fwdError",
+    "Rewrite",
+    "RunError",
+    "SocketConfig",
+    "Umem",
+    "UmemConfig",
+    "UnsupportedError",
+    "Worker",
+    "XdpSocket",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'l2fwd' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"l2fwd.{_HOME[name]}"), name)

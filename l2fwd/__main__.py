@@ -1,0 +1,77 @@
+"""The command line: find the verb, run it, turn errors into one line and an exit code."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+VERSION: Final = "0.1.0"
+VERBS: Final = {
+    "forward": "forward frames between two links",
+    "lab": "a veth test bed in namespaces: up, down, demo",
+    "check": "what this host and its links can do, and what mends the rest",
+    "unload": "detach a program that a killed engine left on a link",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else "--help"
+    try:
+        if verb in VERBS:
+            return _run_verb(verb, arguments[1:])
+        _top_parser().parse_args(arguments or ["--help"])
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone: nothing left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 2
+
+
+def _run_verb(verb: str, arguments: list[str]) -> int:
+    module = importlib.import_module(f"l2fwd.cli.{verb}")
+    parser = Parser(prog=f"l2fwd {verb}", description=module.HELP, allow_abbrev=False)
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what libbpf says")
+    module.add_arguments(parser)
+    args = parser.parse_args(arguments)
+
+    from l2fwd.errors import L2fwdError
+
+    if args.verbose:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+    try:
+        return int(module.run(args))
+    except L2fwdError as error:
+        print(f"l2fwd {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _top_parser() -> Parser:
+    listing = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
+    parser = Parser(
+        prog="l2fwd",
+        description="Forward Ethernet frames between NICs at line rate.",
+        epilog=f"verbs:\n{listing}\n\nl2fwd VERB --help tells the rest",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="l2fwd VERB [options]",
+    )
+    parser.add_argument("--version", action="version", version=f"l2fwd {VERSION}")
+    parser.add_argument("verb", choices=list(VERBS), help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,470 @@
+"""The only caller of libbpf and libxdp: objects, links, maps, UMEMs and sockets.
+
+Thin: one C object, one class; one C call, one method.  A failing call raises
+``KernelError`` with the operation, its target and the errno.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.errno cimport ENOENT, errno
+from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libc.string cimport memset
+
+from l2fwd._libxdp cimport (
+    BPF_LINK_TYPE_XDP, BPF_XDP, XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, bpf_link_create,
+    bpf_link_create_opts, bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id,
+    bpf_link_info, bpf_map, bpf_map__fd, bpf_map__set_ifindex, bpf_map__set_max_entries,
+    bpf_map__value_size, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
+    bpf_obj_get_info_by_fd, bpf_object, bpf_object__close, bpf_object__find_map_by_name,
+    bpf_object__find_program_by_name, bpf_object__load, bpf_object__next_map,
+    bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info, bpf_prog_test_run_opts,
+    bpf_program, bpf_program__fd, bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach,
+    bpf_xdp_query, bpf_xdp_query_opts, libbpf_num_possible_cpus, libxdp_get_error,
+    xdp_attach_mode, xdp_multiprog, xdp_multiprog__close, xdp_multiprog__get_from_ifindex,
+    xdp_multiprog__is_legacy, xdp_program, xdp_program__attach, xdp_program__close,
+    xdp_program__detach, xdp_program__from_bpf_obj, xsk_ring_cons, xsk_ring_prod, xsk_socket,
+    xsk_socket__create_shared, xsk_socket__delete, xsk_socket__fd, xsk_socket_config, xsk_umem,
+    xsk_umem__create, xsk_umem__delete, xsk_umem_config,
+)
+from l2fwd._rings cimport Memory
+from l2fwd._xdp cimport getsockopt
+
+import logging
+import os
+
+from l2fwd._rings import RingMemory
+from l2fwd.errors import kernel_error
+
+
+cdef extern from "sys/socket.h" nogil:
+    int setsockopt(int fd, int level, int name, const void* value, unsigned int length)
+
+
+# libbpf and libxdp print through one callback each; both end in log_line below.
+cdef extern from * nogil:
+    """
+    #include <stdarg.h>
+    #include <stdio.h>
+    #include <bpf/libbpf.h>
+    #include <xdp/libxdp.h>
+
+    static void (*l2fwd_log_line)(int level, const char *text);
+
+    static int l2fwd_log(int level, const char *format, va_list arguments)
+    {
+        char text[1024];
+
+        vsnprintf(text, sizeof(text), format, arguments);
+        l2fwd_log_line(level, text);
+        return 0;
+    }
+
+    static int l2fwd_libbpf_print(enum libbpf_print_level level, const char *format, va_list arguments)
+    {
+        return l2fwd_log(level, format, arguments);
+    }
+
+    static int l2fwd_libxdp_print(enum libxdp_print_level level, const char *format, va_list arguments)
+    {
+        return l2fwd_log(level, format, arguments);
+    }
+
+    static void l2fwd_log_to(void (*log_line)(int level, const char *text))
+    {
+        l2fwd_log_line = log_line;
+        libbpf_set_print(l2fwd_libbpf_print);
+        libxdp_set_print(l2fwd_libxdp_print);
+    }
+    """
+    void l2fwd_log_to(void (*log_line)(int level, const char* text) noexcept nogil)
+
+
+_logger = logging.getLogger("l2fwd.libbpf")
+
+
+cdef void log_line(int level, const char* text) noexcept with gil:
+    # 0 warn, 1 info, 2 debug in both libraries.  Their warnings only repeat, in many lines,
+    # what our exception says in one, so all of it is debug to us.
+    _logger.debug("%s", text.decode(errors="replace").rstrip())
+
+
+l2fwd_log_to(<void (*)(int, const char*) noexcept nogil>log_line)
+
+
+cdef class BpfObject:
+    """One BPF object file, opened; loaded by ``load`` or by ``attach_chained``.
+
+    Parameters
+    ----------
+    path : str
+        The object file.
+    program : str
+        Name of its one XDP program.
+    map_sizes : dict[str, int]
+        ``max_entries`` by map name.
+    """
+
+    cdef bpf_object* object
+    cdef bpf_program* program
+    cdef xdp_program* chained
+    cdef readonly str name
+    cdef readonly bint is_loaded
+
+    def __cinit__(self, str path, str program, dict map_sizes):
+        cdef int error
+        self.name = program
+        self.object = bpf_object__open_file(path.encode(), NULL)
+        if self.object == NULL:
+            raise kernel_error(errno, "open BPF object", path)
+        self.program = bpf_object__find_program_by_name(self.object, program.encode())
+        if self.program == NULL:
+            raise kernel_error(ENOENT, "find program", f"{program} in {path}")
+        for name, size in map_sizes.items():
+            error = bpf_map__set_max_entries(self._map(name), size)
+            if error:
+                raise kernel_error(-error, "size map", f"{name} to {size}")
+
+    def __dealloc__(self):
+        self._close()
+
+    def load(self, int offload_ifindex=0):
+        """Load programs and maps; onto the NIC itself when ``offload_ifindex`` is given."""
+        cdef bpf_map* each = NULL
+        cdef int error
+        if offload_ifindex:
+            bpf_program__set_ifindex(self.program, offload_ifindex)
+            each = bpf_object__next_map(self.object, NULL)
+            while each != NULL:
+                bpf_map__set_ifindex(each, offload_ifindex)
+                each = bpf_object__next_map(self.object, each)
+        error = bpf_object__load(self.object)
+        if error:
+            raise kernel_error(-error, "load", f"program {self.name}")
+        self.is_loaded = True
+
+    def attach_link(self, int ifindex, uint32_t flags, str target):
+        """Attach by an unpinned bpf_link; return its fd, whose close detaches."""
+        cdef bpf_link_create_opts opts
+        cdef int fd
+        memset(&opts, 0, sizeof(opts))
+        opts.sz = sizeof(opts)
+        opts.flags = flags
+        fd = bpf_link_create(bpf_program__fd(self.program), ifindex, BPF_XDP, &opts)
+        if fd < 0:
+            raise kernel_error(-fd, "attach to", target)
+        return fd
+
+    def attach_chained(self, int ifindex, int mode, str target):
+        """Load and attach through libxdp; return True if its dispatcher took the program."""
+        cdef xdp_multiprog* programs
+        cdef bint dispatched
+        cdef int error
+        if self.chained == NULL:
+            self.chained = xdp_program__from_bpf_obj(self.object, NULL)
+            error = libxdp_get_error(self.chained)
+            if error:
+                self.chained = NULL
+                raise kernel_error(-error, "load", f"program {self.name}")
+        error = xdp_program__attach(self.chained, ifindex, <xdp_attach_mode>mode, 0)
+        if error:
+            raise kernel_error(-error, "attach to", target)
+        self.is_loaded = True
+        programs = xdp_multiprog__get_from_ifindex(ifindex)
+        if libxdp_get_error(programs):
+            return False
+        dispatched = not xdp_multiprog__is_legacy(programs)
+        xdp_multiprog__close(programs)
+        return dispatched
+
+    def detach_chained(self, int ifindex, int mode, str target):
+        """Undo ``attach_chained``."""
+        cdef int error = xdp_program__detach(self.chained, ifindex, <xdp_attach_mode>mode, 0)
+        if error:
+            raise kernel_error(-error, "detach from", target)
+
+    def map_fd(self, str name):
+        return bpf_map__fd(self._map(name))
+
+    def set_socket(self, str map_name, uint32_t key, int fd):
+        """Put socket ``fd`` at ``key`` of an XSKMAP."""
+        if bpf_map_update_elem(self.map_fd(map_name), &key, &fd, 0) < 0:
+            raise kernel_error(errno, "update map", f"{map_name}[{key}]")
+
+    def clear(self, str map_name, uint32_t key):
+        """Delete ``key``; a key that is not there is fine (its socket closed before us)."""
+        if bpf_map_delete_elem(self.map_fd(map_name), &key) < 0 and errno != ENOENT:
+            raise kernel_error(errno, "delete from map", f"{map_name}[{key}]")
+
+    def per_cpu(self, str map_name, uint32_t key):
+        """Return one value of a per-CPU map: bytes, one after the other for each CPU."""
+        cdef size_t size = bpf_map__value_size(self._map(map_name))
+        cdef object values
+        size = (size + 7) // 8 * 8 * libbpf_num_possible_cpus()
+        values = PyBytes_FromStringAndSize(NULL, size)
+        if bpf_map_lookup_elem(self.map_fd(map_name), &key, <char*>values) < 0:
+            raise kernel_error(errno, "read map", f"{map_name}[{key}]")
+        return values
+
+    @property
+    def fd(self):
+        return bpf_program__fd(self.program)
+
+    def close(self):
+        """Drop programs and maps; they go with their last user."""
+        self._close()
+
+    cdef void _close(self) noexcept:
+        if self.chained != NULL:
+            xdp_program__close(self.chained)
+            self.chained = NULL
+        if self.object != NULL:
+            bpf_object__close(self.object)
+            self.object = NULL
+        self.is_loaded = False
+
+    cdef bpf_map* _map(self, str name) except NULL:
+        cdef bpf_map* found = NULL
+        if self.object != NULL:
+            found = bpf_object__find_map_by_name(self.object, name.encode())
+        if found == NULL:
+            raise kernel_error(ENOENT, "find map", f"{name} of {self.name}")
+        return found
+
+
+def test_run(int program_fd, const unsigned char[:] packet, *, int repeat=1, uint32_t flags=0,
+             uint32_t ingress_ifindex=0, uint32_t batch_size=0):
+    """Run a program on ``packet`` in the kernel (BPF_PROG_TEST_RUN).
+
+    Returns
+    -------
+    tuple of int
+        Verdict, and mean ns per run.  With live frames (``flags`` 2) both are 0.
+    """
+    cdef bpf_test_run_opts opts
+    cdef uint32_t context[6]            # struct xdp_md
+    cdef int error
+    memset(&opts, 0, sizeof(opts))
+    memset(context, 0, sizeof(context))
+    opts.sz = sizeof(opts)
+    opts.data_in = &packet[0]
+    opts.data_size_in = packet.shape[0]
+    opts.repeat = repeat
+    opts.flags = flags
+    opts.batch_size = batch_size
+    if ingress_ifindex:
+        context[1] = packet.shape[0]    # data_end
+        context[3] = ingress_ifindex
+        opts.ctx_in = context
+        opts.ctx_size_in = sizeof(context)
+    with nogil:
+        error = bpf_prog_test_run_opts(program_fd, &opts)
+    if error:
+        raise kernel_error(-error, "run", f"program fd {program_fd}")
+    return opts.retval, opts.duration
+
+
+def xdp_attached(int ifindex):
+    """Return (mode, program id) of a link, mode as in IFLA_XDP_ATTACHED; (0, 0) if none.
+
+    Raises
+    ------
+    KernelError
+        ENODEV once the link is gone.
+    """
+    cdef bpf_xdp_query_opts opts
+    cdef int error
+    memset(&opts, 0, sizeof(opts))
+    opts.sz = sizeof(opts)
+    error = bpf_xdp_query(ifindex, 0, &opts)
+    if error:
+        raise kernel_error(-error, "query XDP of", f"link {ifindex}")
+    return opts.attach_mode, opts.prog_id
+
+
+def xdp_detach(int ifindex, uint32_t flags, str target):
+    """Remove a program attached over netlink, as libxdp and ``ip link`` do."""
+    cdef int error = bpf_xdp_detach(ifindex, flags, NULL)
+    if error:
+        raise kernel_error(-error, "detach from", target)
+
+
+def program_name(uint32_t program_id):
+    """Return the name of a loaded program; needs CAP_SYS_ADMIN."""
+    cdef bpf_prog_info info
+    cdef uint32_t length = sizeof(info)
+    cdef int fd = bpf_prog_get_fd_by_id(program_id)
+    if fd < 0:
+        raise kernel_error(-fd, "open program", str(program_id))
+    try:
+        memset(&info, 0, sizeof(info))
+        if bpf_obj_get_info_by_fd(fd, &info, &length) < 0:
+            raise kernel_error(errno, "describe program", str(program_id))
+        return info.name.decode()
+    finally:
+        os.close(fd)
+
+
+cdef bpf_link_info link_info(int fd) except *:
+    cdef bpf_link_info info
+    cdef uint32_t length = sizeof(info)
+    memset(&info, 0, sizeof(info))
+    if bpf_obj_get_info_by_fd(fd, &info, &length) < 0:
+        raise kernel_error(errno, "describe link", f"fd {fd}")
+    return info
+
+
+def xdp_links():
+    """List all XDP bpf_links of this machine: (link id, ifindex, program id)."""
+    cdef uint32_t link_id = 0
+    cdef bpf_link_info info
+    cdef int fd
+    found = []
+    while bpf_link_get_next_id(link_id, &link_id) == 0:
+        fd = bpf_link_get_fd_by_id(link_id)
+        if fd < 0:
+            continue                    # gone meanwhile
+        try:
+            info = link_info(fd)
+        finally:
+            os.close(fd)
+        if info.type == BPF_LINK_TYPE_XDP:
+            found.append((info.id, info.xdp.ifindex, info.prog_id))
+    return found
+
+
+def detach_link(uint32_t link_id):
+    """Detach a bpf_link whoever holds it (BPF_LINK_DETACH)."""
+    cdef int fd = bpf_link_get_fd_by_id(link_id)
+    cdef int error
+    if fd < 0:
+        raise kernel_error(-fd, "open link", str(link_id))
+    try:
+        error = bpf_link_detach(fd)
+        if error:
+            raise kernel_error(-error, "detach link", str(link_id))
+    finally:
+        os.close(fd)
+
+
+cdef class UmemHandle:
+    """A UMEM registered with the kernel through libxdp.
+
+    Deleting it fails while a socket uses it, so close the sockets first.  ``memory`` stays
+    referenced until then.
+    """
+
+    cdef xsk_umem* umem
+    cdef xsk_ring_prod fill
+    cdef xsk_ring_cons completion
+    cdef readonly Memory memory
+    cdef readonly uint32_t ring_size
+    cdef bint has_socket
+
+    def __cinit__(self, Memory memory not None, uint32_t ring_size, uint32_t headroom):
+        cdef xsk_umem_config config
+        cdef int error
+        memset(&config, 0, sizeof(config))
+        config.fill_size = config.comp_size = ring_size
+        config.frame_size = memory.frame_size
+        config.frame_headroom = headroom
+        error = xsk_umem__create(&self.umem, memory.start, memory.shape[0] * memory.frame_size,
+                                 &self.fill, &self.completion, &config)
+        if error:
+            raise kernel_error(-error, "register UMEM", f"of {memory.shape[0]} frames of "
+                               f"{memory.frame_size} bytes")
+        self.memory = memory
+        self.ring_size = ring_size
+
+    def __dealloc__(self):
+        xsk_umem__delete(self.umem)
+
+    def close(self):
+        cdef int error = xsk_umem__delete(self.umem)
+        if error:
+            raise kernel_error(-error, "delete", "UMEM")
+        self.umem = NULL
+
+
+cdef object producer_memory(const xsk_ring_prod* ring):
+    return RingMemory(<uintptr_t>ring.producer, <uintptr_t>ring.consumer,
+                      <uintptr_t>ring.flags, <uintptr_t>ring.ring, ring.size)
+
+
+cdef object consumer_memory(const xsk_ring_cons* ring):
+    return RingMemory(<uintptr_t>ring.producer, <uintptr_t>ring.consumer,
+                      <uintptr_t>ring.flags, <uintptr_t>ring.ring, ring.size)
+
+
+cdef class SocketHandle:
+    """An AF_XDP socket bound to (link, queue) by libxdp, without libxdp's own program.
+
+    Parameters
+    ----------
+    umem : UmemHandle
+        The first socket of a UMEM binds with ``bind_flags``; the others inherit them.
+    ifname : str
+    queue_id : int
+    bind_flags : int
+        XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP.
+    """
+
+    cdef xsk_socket* socket
+    cdef xsk_ring_prod own_fill
+    cdef xsk_ring_cons own_completion
+    cdef xsk_ring_cons rx
+    cdef xsk_ring_prod tx
+    cdef readonly UmemHandle umem
+    cdef readonly int fd
+    cdef bint is_first
+
+    def __cinit__(self, UmemHandle umem not None, str ifname, uint32_t queue_id,
+                  unsigned short bind_flags):
+        cdef xsk_socket_config config
+        cdef int error
+        memset(&config, 0, sizeof(config))
+        config.rx_size = config.tx_size = umem.ring_size
+        config.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD
+        config.bind_flags = bind_flags
+        # The first socket must use the rings that came with the UMEM: on a failed bind libxdp
+        # unmaps any others, and the next try would find nothing.
+        self.is_first = not umem.has_socket
+        error = xsk_socket__create_shared(
+            &self.socket, ifname.encode(), queue_id, umem.umem, &self.rx, &self.tx,
+            &umem.fill if self.is_first else &self.own_fill,
+            &umem.completion if self.is_first else &self.own_completion, &config)
+        if error:
+            self.socket = NULL
+            raise kernel_error(-error, "bind", f"{ifname} queue {queue_id}")
+        umem.has_socket = True
+        self.umem = umem
+        self.fd = xsk_socket__fd(self.socket)
+
+    def __dealloc__(self):
+        xsk_socket__delete(self.socket)
+
+    def rings(self):
+        """Return the four rings' memory by name."""
+        umem = self.umem
+        return {
+            "fill": producer_memory(&umem.fill if self.is_first else &self.own_fill),
+            "completion": consumer_memory(
+                &umem.completion if self.is_first else &self.own_completion),
+            "rx": consumer_memory(&self.rx),
+            "tx": producer_memory(&self.tx),
+        }
+
+    def get_option(self, int level, int name, unsigned int size):
+        """Return what getsockopt gives: as many bytes as the kernel has, at most ``size``."""
+        value = PyBytes_FromStringAndSize(NULL, size)
+        if getsockopt(self.fd, level, name, <char*>value, &size) < 0:
+            raise kernel_error(errno, "read option of", f"AF_XDP socket ({level}, {name})")
+        return value[:size]
+
+    def set_option(self, int level, int name, int value):
+        if setsockopt(self.fd, level, name, &value, sizeof(value)) < 0:
+            raise kernel_error(errno, "set option of", f"AF_XDP socket ({level}, {name})")
+
+    def close(self):
+        """Unmap the rings and close the socket; the queue is free some milliseconds later."""
+        xsk_socket__delete(self.socket)
+        self.socket = NULL
+        self.fd = -1

@@ -1,0 +1,214 @@
+# Rings, frame pool and port: plain C structs, and the inline functions that move frames.
+#
+# A ring is single-producer, single-consumer; the kernel holds the other end.  Indices are
+# uint32_t and wrap by themselves; they are masked only to find a slot.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from l2fwd._xdp cimport (
+    ACQUIRE, L2FWD_DEBUG, RELAXED, RELEASE, XDP_RING_NEED_WAKEUP, atomic_load, atomic_store,
+    unlikely, xdp_desc,
+)
+
+
+cdef struct Ring:
+    uint32_t* producer              # shared with the kernel
+    uint32_t* consumer              # shared with the kernel
+    uint32_t* flags                 # shared with the kernel, XDP_RING_NEED_WAKEUP
+    void* slots                     # uint64_t[size] or xdp_desc[size]
+    uint32_t size                   # slots, a power of two
+    uint32_t mask                   # size - 1
+    uint32_t cached_producer        # ours, or the kernel's when last looked at
+    uint32_t cached_consumer
+
+
+cdef struct ProducerRing:           # fill (uint64_t), tx (xdp_desc)
+    Ring ring
+
+
+cdef struct ConsumerRing:           # completion (uint64_t), rx (xdp_desc)
+    Ring ring
+
+
+cdef enum FramePlace:               # as user space sees it; the debug build keeps one per frame
+    PLACE_POOL
+    PLACE_RX                        # fill ring, kernel RX or rx ring
+    PLACE_USER                      # between ring_peek and ring_submit
+    PLACE_TX                        # tx ring, kernel TX or completion ring
+    PLACE_LOST                      # came back unusable: never touched again
+
+
+cdef struct FramePool:              # a stack: the frame used last is the one still in cache
+    uint64_t* addrs                 # uint64_t[frame_count]
+    uint32_t count
+    uint32_t frame_count
+    uint32_t frame_size             # bytes, a power of two
+    uint64_t umem_size              # bytes
+    uint64_t frame_mask             # ~(frame_size - 1)
+    uint8_t* data                   # first byte of the UMEM
+    uint8_t* places                 # FramePlace[frame_count], debug build only
+    uint64_t lost_frames
+
+
+cdef struct PortCounters:           # one writer: the worker's thread.  Monotonic.
+    uint64_t rx_packets
+    uint64_t rx_bytes
+    uint64_t tx_packets             # put on the TX ring
+    uint64_t tx_bytes
+    uint64_t rx_invalid_drops       # descriptor out of bounds; its frame is lost
+    uint64_t tx_full_drops          # no room on the TX ring
+    uint64_t tx_busy_drops          # completed by the kernel without being sent (EBUSY)
+    uint64_t completion_invalid     # completed address out of bounds; the frame is lost
+    uint64_t rx_wakeups             # recvfrom calls
+    uint64_t tx_wakeups             # sendto calls
+    uint64_t tx_again               # sendto said EAGAIN: completions or driver queue full
+    uint64_t tx_no_buffer           # sendto said ENOBUFS or ENOMEM
+    uint64_t tx_link_down           # sendto said ENETDOWN; packets wait on the TX ring
+
+
+# Kick a socket: 0, or -errno.  A pointer, so that the fake kernel can stand in.
+ctypedef int (*kick_function)(int fd) noexcept nogil
+
+
+cdef struct PortState:              # one (link, queue) taking part in forwarding
+    ConsumerRing rx
+    ProducerRing tx
+    ProducerRing fill
+    ConsumerRing completion
+    FramePool* pool                 # shared by all ports of the worker
+    uint32_t fill_target            # frames to keep lent for RX
+    uint32_t rx_lent                # frames lent through fill and not yet received
+    uint32_t tx_lent                # frames handed to tx and not yet completed
+    int fd
+    kick_function kick_tx
+    kick_function kick_rx
+    PortCounters counters
+
+
+cdef inline uint64_t* fill_slot(ProducerRing* fill, uint32_t index) noexcept nogil:
+    return &(<uint64_t*>fill.ring.slots)[index & fill.ring.mask]
+
+
+cdef inline xdp_desc* tx_slot(ProducerRing* tx, uint32_t index) noexcept nogil:
+    return &(<xdp_desc*>tx.ring.slots)[index & tx.ring.mask]
+
+
+cdef inline const xdp_desc* rx_slot(ConsumerRing* rx, uint32_t index) noexcept nogil:
+    return &(<const xdp_desc*>rx.ring.slots)[index & rx.ring.mask]
+
+
+cdef inline uint64_t completion_slot(ConsumerRing* completion, uint32_t index) noexcept nogil:
+    return (<const uint64_t*>completion.ring.slots)[index & completion.ring.mask]
+
+
+cdef inline uint32_t ring_reserve(ProducerRing* end, uint32_t count,
+                                  uint32_t* index) noexcept nogil:
+    """Find up to ``count`` free slots; ``index`` gets the first."""
+    cdef Ring* ring = &end.ring
+    cdef uint32_t used = ring.cached_producer - ring.cached_consumer
+    if ring.size - used < count:
+        # Acquire: slots the kernel has finished reading are ours to overwrite.
+        ring.cached_consumer = atomic_load(ring.consumer, ACQUIRE)
+        used = ring.cached_producer - ring.cached_consumer
+        if unlikely(used > ring.size, 0):
+            # A consumer ahead of its producer: wait for it to make sense again.
+            ring.cached_consumer = ring.cached_producer - ring.size
+            used = ring.size
+    index[0] = ring.cached_producer
+    return min(count, ring.size - used)
+
+
+cdef inline void ring_submit(ProducerRing* end, uint32_t count) noexcept nogil:
+    """Hand ``count`` written slots to the kernel."""
+    cdef Ring* ring = &end.ring
+    ring.cached_producer += count
+    # Release: the slots are written before the kernel can see the index.
+    atomic_store(ring.producer, ring.cached_producer, RELEASE)
+
+
+cdef inline uint32_t ring_peek(ConsumerRing* end, uint32_t count,
+                               uint32_t* index) noexcept nogil:
+    """Find up to ``count`` readable slots; ``index`` gets the first."""
+    cdef Ring* ring = &end.ring
+    cdef uint32_t available = ring.cached_producer - ring.cached_consumer
+    if available < count:
+        # Acquire: the slots are read after the index that announces them.
+        ring.cached_producer = atomic_load(ring.producer, ACQUIRE)
+        available = ring.cached_producer - ring.cached_consumer
+        if unlikely(available > ring.size, 0):
+            # More slots than the ring has: wait for the index to make sense again.
+            ring.cached_producer = ring.cached_consumer
+            available = 0
+    index[0] = ring.cached_consumer
+    return min(count, available)
+
+
+cdef inline void ring_release(ConsumerRing* end, uint32_t count) noexcept nogil:
+    """Give ``count`` read slots back to the kernel."""
+    cdef Ring* ring = &end.ring
+    ring.cached_consumer += count
+    # Release: we have read the slots before the kernel may overwrite them.
+    atomic_store(ring.consumer, ring.cached_consumer, RELEASE)
+
+
+cdef inline uint32_t ring_pending(const Ring* ring) noexcept nogil:
+    """Count slots between the two shared indices; the other end may move meanwhile."""
+    return atomic_load(ring.producer, ACQUIRE) - atomic_load(ring.consumer, ACQUIRE)
+
+
+cdef inline bint ring_needs_wakeup(const ProducerRing* end) noexcept nogil:
+    return atomic_load(end.ring.flags, RELAXED) & XDP_RING_NEED_WAKEUP
+
+
+cdef void frame_abort(const FramePool* pool, uint64_t addr, uint8_t before,
+                      uint8_t after) noexcept nogil
+
+
+cdef inline void frame_move(FramePool* pool, uint64_t addr, uint8_t before,
+                            uint8_t after) noexcept nogil:
+    """Debug build: move the frame at ``addr``, or abort if it is not where it should be."""
+    if L2FWD_DEBUG:
+        if pool.places[addr // pool.frame_size] != before:
+            frame_abort(pool, addr, before, after)
+        pool.places[addr // pool.frame_size] = after
+
+
+cdef inline uint64_t pool_take(FramePool* pool, uint8_t place) noexcept nogil:
+    """Take the address of a free frame; the caller has checked ``pool.count``."""
+    pool.count -= 1
+    frame_move(pool, pool.addrs[pool.count], PLACE_POOL, place)
+    return pool.addrs[pool.count]
+
+
+cdef inline void pool_give(FramePool* pool, uint64_t addr, uint8_t place) noexcept nogil:
+    """Put back the frame that holds byte ``addr``, which the caller has bounded."""
+    addr &= pool.frame_mask
+    frame_move(pool, addr, place, PLACE_POOL)
+    pool.addrs[pool.count] = addr
+    pool.count += 1
+
+
+cdef uint32_t refill(PortState* port) noexcept nogil
+cdef uint32_t reclaim(PortState* port) noexcept nogil
+
+
+cdef class Memory:
+    cdef void* start
+    cdef readonly size_t size
+    cdef readonly bint huge
+    cdef size_t frame_size
+    cdef Py_ssize_t shape[2]
+    cdef Py_ssize_t strides[2]
+
+
+cdef class Pool:
+    cdef FramePool pool
+    cdef readonly Memory memory
+
+
+cdef class Port:
+    cdef PortState state
+    cdef readonly Pool pool
+    cdef readonly str name
+    cdef object owner
+    cdef bint is_open
+    cdef int _require_open(self) except -1

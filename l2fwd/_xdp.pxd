@@ -1,0 +1,54 @@
+# Kernel ABI, libc calls and atomics of the data path.  Declarations only, and only the
+# members we touch.  Source: linux/if_xdp.h, sys/socket.h, poll.h.
+from libc.stdint cimport uint32_t, uint64_t
+
+
+cdef extern from "linux/if_xdp.h" nogil:
+    enum:
+        XDP_RING_NEED_WAKEUP
+
+    struct xdp_desc:
+        uint64_t addr       # byte offset into the UMEM
+        uint32_t len        # bytes of packet data at addr
+        uint32_t options    # XDP_PKT_CONTD; 0 for one-buffer packets
+
+
+cdef extern from "sys/socket.h" nogil:
+    enum:
+        MSG_DONTWAIT
+        SOL_SOCKET
+        SO_ERROR
+
+    ssize_t sendto(int fd, const void* buf, size_t len, int flags,
+                   const void* addr, unsigned int addr_len)
+    ssize_t recvfrom(int fd, void* buf, size_t len, int flags, void* addr, void* addr_len)
+    int getsockopt(int fd, int level, int name, void* value, unsigned int* length)
+
+
+cdef extern from "poll.h" nogil:
+    enum:
+        POLLIN
+
+    struct pollfd:
+        int fd
+        short events
+        short revents
+
+    int poll(pollfd* fds, unsigned long count, int timeout_ms)
+
+
+cdef extern from * nogil:
+    """
+    #ifndef L2FWD_DEBUG
+    #define L2FWD_DEBUG 0
+    #endif
+    """
+    enum:
+        L2FWD_DEBUG             # 1 in builds made with L2FWD_DEBUG=1 in the environment
+        RELAXED "__ATOMIC_RELAXED"
+        ACQUIRE "__ATOMIC_ACQUIRE"
+        RELEASE "__ATOMIC_RELEASE"
+
+    uint32_t atomic_load "__atomic_load_n"(const uint32_t* ptr, int order)
+    void atomic_store "__atomic_store_n"(uint32_t* ptr, uint32_t value, int order)
+    bint unlikely "__builtin_expect"(bint condition, int expected)

@@ -1,0 +1,58 @@
+"""Numbers and layouts shared with the kernel and with ``kern/l2fwd.h``.
+
+Our own copies: the headers of a distribution are often older than the kernel it runs, and
+what they lack is found out at run time.  Source: linux/if_xdp.h, linux/if_link.h.
+"""
+
+from typing import Final
+
+# socket(2) and setsockopt(2)
+AF_XDP: Final = 44
+SOL_XDP: Final = 283
+XDP_STATISTICS: Final = 7
+XDP_OPTIONS: Final = 8
+XDP_MAX_TX_SKB_BUDGET: Final = 9  # TX descriptors per sendto in copy mode
+
+# sockaddr_xdp.sxdp_flags
+XDP_SHARED_UMEM: Final = 1 << 0
+XDP_COPY: Final = 1 << 1
+XDP_ZEROCOPY: Final = 1 << 2
+XDP_USE_NEED_WAKEUP: Final = 1 << 3
+XDP_USE_SG: Final = 1 << 4
+
+XDP_OPTIONS_ZEROCOPY: Final = 1 << 0
+
+XDP_PACKET_HEADROOM: Final = 256  # bytes the kernel keeps before each packet it writes
+MIN_TX_SKB_BUDGET: Final = 32  # TX_BATCH_SIZE in net/xdp/xsk.c
+MAX_RING_SIZE: Final = 1 << 24  # slots; a vmalloc of the kernel bounds it lower
+
+# IFLA_XDP_ATTACHED
+XDP_ATTACHED_NONE: Final = 0
+XDP_ATTACHED_NATIVE: Final = 1
+XDP_ATTACHED_SKB: Final = 2
+XDP_ATTACHED_OFFLOAD: Final = 3
+XDP_ATTACHED_MULTI: Final = 4
+
+# bpf_link_create flags
+XDP_FLAGS_UPDATE_IF_NOEXIST: Final = 1 << 0
+XDP_FLAGS_SKB_MODE: Final = 1 << 1
+XDP_FLAGS_DRV_MODE: Final = 1 << 2
+XDP_FLAGS_HW_MODE: Final = 1 << 3
+
+ETHERNET_HEADER_BYTES: Final = 14
+VLAN_TAG_BYTES: Final = 4
+
+PROGRAM_PREFIX: Final = "l2fwd_"  # every program of kern/ starts with it
+
+# struct xdp_statistics: 24 bytes until Linux 5.9, then 48.
+STATISTICS_FIELDS: Final = (
+    "rx_dropped",
+    "rx_invalid_descs",
+    "tx_invalid_descs",
+    "rx_ring_full",
+    "rx_fill_ring_empty_descs",
+    "tx_ring_empty_descs",
+)
+
+# struct datapath_counters in kern/l2fwd.h, per CPU.
+DATAPATH_COUNTERS: Final = ("redirected_packets", "passed_packets")

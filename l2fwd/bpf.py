@@ -1,0 +1,269 @@
+"""Programs: load, attach, detach, and find out who is attached.
+
+A program is attached by an unpinned bpf_link, so it goes when the process goes, however
+that ends.  ``chain`` attaches through libxdp's dispatcher instead.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import struct
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Final
+
+from l2fwd import _bpf
+from l2fwd.abi import (
+    DATAPATH_COUNTERS,
+    PROGRAM_PREFIX,
+    XDP_ATTACHED_NATIVE,
+    XDP_ATTACHED_OFFLOAD,
+    XDP_ATTACHED_SKB,
+    XDP_FLAGS_DRV_MODE,
+    XDP_FLAGS_HW_MODE,
+    XDP_FLAGS_SKB_MODE,
+)
+from l2fwd.config import AttachMode
+from l2fwd.errors import KernelError, RunError, UnsupportedError
+
+# mode -> flags of bpf_link_create, enum xdp_attach_mode of libxdp
+_MODES: Final = {
+    AttachMode.NATIVE: (XDP_FLAGS_DRV_MODE, 1),
+    AttachMode.SKB: (XDP_FLAGS_SKB_MODE, 2),
+    AttachMode.OFFLOAD: (XDP_FLAGS_HW_MODE, 3),
+}
+_ATTACHED: Final = {
+    XDP_ATTACHED_NATIVE: "native",
+    XDP_ATTACHED_SKB: "skb",
+    XDP_ATTACHED_OFFLOAD: "offload",
+}
+# What a driver answers when it cannot run this program natively (ndo_bpf of the drivers).
+_NO_NATIVE: Final = {
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+    errno.ENOMEM,
+    errno.ERANGE,
+    errno.ENOSPC,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The XDP program on a link.
+
+    Attributes
+    ----------
+    mode : str
+        ``native``, ``skb``, ``offload``, or ``none``.
+    program_id : int
+        0 if none.
+    name : str
+        Of the program; empty if the caller may not ask (CAP_SYS_ADMIN).
+    link_id : int
+        Of the bpf_link that holds it; 0 if it was attached over netlink.
+    pids : tuple of int
+        Processes that hold the bpf_link.
+    """
+
+    mode: str
+    program_id: int = 0
+    name: str = ""
+    link_id: int = 0
+    pids: tuple[int, ...] = ()
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith(PROGRAM_PREFIX)
+
+    def __str__(self) -> str:
+        holder = f", held by pid {', '.join(map(str, self.pids))}" if self.pids else ""
+        return f"XDP program {self.name or '?'} (id {self.program_id}, {self.mode}{holder})"
+
+
+def attached_program_id(ifindex: int) -> int:
+    """Return the id of the XDP program on a link, 0 if none.
+
+    Raises
+    ------
+    KernelError
+        ENODEV once the link is gone.
+    """
+    return _bpf.xdp_attached(ifindex)[1]
+
+
+def describe_attached(ifindex: int) -> Attached:
+    """Find out which program is on a link, and who put it there."""
+    mode, program_id = _bpf.xdp_attached(ifindex)
+    if not program_id:
+        return Attached("none")
+    name = ""
+    link_id = 0
+    with contextlib.suppress(KernelError):  # needs CAP_SYS_ADMIN
+        name = _bpf.program_name(program_id)
+        # ifindex repeats across network namespaces; the program id does not.
+        link_id = next((i for i, on, prog in _bpf.xdp_links() if (on, prog) == (ifindex, program_id)), 0)
+    pids = _holders(link_id) if link_id else ()
+    return Attached(_ATTACHED.get(mode, "multi"), program_id, name, link_id, pids)
+
+
+def _holders(link_id: int) -> tuple[int, ...]:
+    """List the processes with an fd of bpf_link ``link_id``."""
+    wanted = re.compile(rf"^link_id:\s+{link_id}$", re.MULTILINE)
+    pids = []
+    for folder in Path("/proc").glob("[0-9]*/fdinfo"):
+        with contextlib.suppress(OSError):  # a process may end while we look
+            if any(wanted.search(entry.read_text()) for entry in folder.iterdir()):
+                pids.append(int(folder.parent.name))
+    return tuple(sorted(pids))
+
+
+def unload(ifindex: int, ifname: str) -> Attached | None:
+    """Detach a program of ours from a link; return what it was, or None.
+
+    Raises
+    ------
+    RunError
+        If the program is foreign, or an engine is running on it.
+    """
+    found = describe_attached(ifindex)
+    if not found.program_id:
+        return None
+    if not found.is_ours:
+        raise RunError(f"unload {ifname}: {found} is not ours; left as it is")
+    if found.pids:
+        raise RunError(f"unload {ifname}: {found} is in use; stop that process first")
+    if found.link_id:
+        _bpf.detach_link(found.link_id)
+    else:
+        _bpf.xdp_detach(ifindex, _MODES[AttachMode(found.mode)][0], ifname)
+    return found
+
+
+@dataclass(slots=True)
+class Attachment:
+    """A program on a link, until ``detach``."""
+
+    ifindex: int
+    ifname: str
+    mode: str
+    program_id: int
+    notes: list[str] = field(default_factory=list)
+    _fd: int = -1
+    _chained: "tuple[_bpf.BpfObject, int] | None" = None
+
+    def detach(self) -> None:
+        """Detach; a second call, or a link that is gone, is fine."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._chained is not None:
+            program, mode = self._chained
+            self._chained = None
+            with contextlib.suppress(KernelError):  # the link went, and the program with it
+                program.detach_chained(self.ifindex, mode, self.ifname)
+
+
+class Program:
+    """One of our BPF objects, opened for one link.
+
+    Parameters
+    ----------
+    name : str
+        Of the object: ``afxdp`` holds the program ``l2fwd_afxdp``.
+    map_sizes : dict[str, int]
+        ``max_entries`` by map name.
+
+    Raises
+    ------
+    KernelError
+        If the object is missing or the kernel refuses it.
+    """
+
+    def __init__(self, name: str, map_sizes: dict[str, int] | None = None) -> None:
+        with as_file(files("l2fwd") / "bpf_objects" / f"{name}.o") as path:
+            self._object = _bpf.BpfObject(str(path), PROGRAM_PREFIX + name, map_sizes or {})
+        self.name = name
+
+    @property
+    def fd(self) -> int:
+        return self._object.fd
+
+    def load(self) -> None:
+        """Load without attaching."""
+        self._object.load()
+
+    def attach(
+        self, ifindex: int, ifname: str, mode: AttachMode, *, chain: bool = False
+    ) -> Attachment:
+        """Load if need be, and attach; ``notes`` of the result name every fall-back.
+
+        Raises
+        ------
+        KernelError, UnsupportedError
+            If the program cannot be attached as asked.
+        """
+        if mode is not AttachMode.AUTO:
+            return self._attach(ifindex, ifname, mode, chain)
+        try:
+            return self._attach(ifindex, ifname, AttachMode.NATIVE, chain)
+        except KernelError as error:
+            if error.operation != "attach to" or error.errno not in _NO_NATIVE:
+                raise
+            attachment = self._attach(ifindex, ifname, AttachMode.SKB, chain)
+            attachment.notes.append(f"native XDP refused, fell back to skb: {error}")
+            return attachment
+
+    def _attach(self, ifindex: int, ifname: str, mode: AttachMode, chain: bool) -> Attachment:
+        flags, libxdp_mode = _MODES[mode]
+        notes = []
+        fd = -1
+        if chain:
+            if not self._object.attach_chained(ifindex, libxdp_mode, ifname):
+                notes.append(f"{ifname}: libxdp has no dispatcher here, attached alone")
+        else:
+            self._load_for(ifindex, ifname, mode)
+            fd = self._object.attach_link(ifindex, flags, ifname)
+        obtained, program_id = _bpf.xdp_attached(ifindex)
+        return Attachment(
+            ifindex,
+            ifname,
+            _ATTACHED.get(obtained, "multi"),
+            program_id,
+            notes,
+            fd,
+            (self._object, libxdp_mode) if chain else None,
+        )
+
+    def _load_for(self, ifindex: int, ifname: str, mode: AttachMode) -> None:
+        if self._object.is_loaded:
+            return
+        if mode is not AttachMode.OFFLOAD:
+            self._object.load()
+            return
+        try:
+            self._object.load(ifindex)
+        except KernelError as error:
+            raise UnsupportedError(
+                f"offload to {ifname}: the driver cannot run this program on the NIC "
+                f"({errno.errorcode.get(error.errno or 0, error.errno)}); use --mode native"
+            ) from None
+
+    def set_socket(self, queue_id: int, fd: int) -> None:
+        """Send the packets of ``queue_id`` to AF_XDP socket ``fd`` from now on."""
+        self._object.set_socket("sockets", queue_id, fd)
+
+    def clear_socket(self, queue_id: int) -> None:
+        """Leave the packets of ``queue_id`` to the host stack from now on."""
+        self._object.clear("sockets", queue_id)
+
+    def counters(self) -> dict[str, int]:
+        """Return the program's counters, summed over CPUs."""
+        raw = self._object.per_cpu("counters", 0)
+        fields = len(DATAPATH_COUNTERS)
+        words = struct.unpack(f"={len(raw) // 8}Q", raw)
+        return {name: sum(words[i::fields]) for i, name in enumerate(DATAPATH_COUNTERS)}
+
+    def close(self) -> None:
+        self._object.close()

@@ -1,0 +1,108 @@
+"""``forward IN OUT``: move frames between two links until stopped."""
+
+import argparse
+
+from l2fwd.config import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_RING_SIZE,
+    AttachMode,
+    BindMode,
+    ForwardConfig,
+    Rewrite,
+    SocketConfig,
+    UmemConfig,
+    choose,
+    parse_indices,
+    parse_mac,
+)
+from l2fwd.errors import ConfigError
+
+HELP = "Forward Ethernet frames between two links, both ways, unmodified."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("in_link", metavar="IN", help="link that frames come from")
+    add("out_link", metavar="OUT", help="link that they leave by, and the other way round")
+    add("--one-way", action="store_true", help="only from IN to OUT")
+    add("-q", "--queues", default="all", help="queue ids, as 0,2 or 0-3, or all (default)")
+    add("--cpus", help="CPU of each queue's worker, as 1,2 (default: any)")
+    add("-m", "--mode", default="auto", help="auto (default), native, skb or offload")
+    add("--strict", action="store_true", help="fail rather than fall back")
+    add("--chain", action="store_true", help="attach by libxdp's dispatcher, beside others")
+    add("--bind", default="auto", help="auto (default), copy or zero-copy")
+    add("-b", "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="packets per burst (64)")
+    add("-f", "--frame-size", type=int, default=2048, help="bytes per frame: 2048 or 4096")
+    add("--frames", type=int, help="frames per worker (4 x ring size)")
+    add("--headroom", type=int, default=0, help="bytes kept free before each packet (0)")
+    add("--huge-pages", action="store_true", help="take packet memory from 2 MiB pages")
+    add("--ring-size", type=int, default=DEFAULT_RING_SIZE, help="slots per ring (2048)")
+    add("--busy-poll", action="store_true", help="never sleep: a whole CPU per queue")
+    add("--need-wakeup", action=argparse.BooleanOptionalAction, default=True,
+        help="let the driver say when it needs a system call")  # fmt: skip
+    add("--set-dst-mac", metavar="MAC", help="write this destination to frames sent on OUT")
+    add("--swap-mac", action="store_true", help="swap source and destination MAC")
+    add("-d", "--duration", type=float, help="seconds to run (default: until stopped)")
+    add("-n", "--interval", type=float, default=1.0, help="seconds between reports, 0 for none")
+    add("--json", action="store_true", help="one JSON object per line")
+    add("--quiet", action="store_true", help="no reports, only what is obtained and the summary")
+
+
+def config_from(args: argparse.Namespace) -> ForwardConfig:
+    """Turn arguments into a checked configuration.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for name in ("duration", "interval"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < 1e9:
+            raise ConfigError(f"{name} must be a number of seconds from 0 on, got {value}")
+    frames = 4 * args.ring_size if args.frames is None else args.frames
+    socket = SocketConfig(
+        ring_size=args.ring_size,
+        bind_mode=choose(BindMode, args.bind, "bind"),
+        need_wakeup=args.need_wakeup,
+    )
+    return ForwardConfig(
+        in_link=args.in_link,
+        out_link=args.out_link,
+        one_way=args.one_way,
+        queues=parse_indices(args.queues, "queues"),
+        cpus=parse_indices(args.cpus, "cpus") if args.cpus else None,
+        mode=choose(AttachMode, args.mode, "mode"),
+        strict=args.strict,
+        chain=args.chain,
+        batch_size=min(args.batch_size, args.ring_size)
+        if args.batch_size == DEFAULT_BATCH_SIZE
+        else args.batch_size,
+        busy_poll=args.busy_poll,
+        umem=UmemConfig(
+            frame_count=frames,
+            frame_size=args.frame_size,
+            headroom=args.headroom,
+            huge_pages=args.huge_pages,
+        ),
+        socket=socket,
+        rewrite=Rewrite(
+            dst_mac=parse_mac(args.set_dst_mac, "set-dst-mac") if args.set_dst_mac else None,
+            swap_mac=args.swap_mac,
+        ),
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    config = config_from(args)
+
+    from l2fwd.cli.output import Printer
+    from l2fwd.datapath.afxdp import AfxdpPath
+    from l2fwd.engine import Engine, stop_on_signals
+
+    with Printer(json=args.json, quiet=args.quiet) as printer:
+        path = AfxdpPath(config, printer)
+        engine = Engine(path, printer, duration=args.duration, interval=args.interval)
+        printer.on_closed = engine.stop
+        with stop_on_signals(engine):
+            engine.run()
+    return 0

@@ -1,0 +1,135 @@
+"""Events of an engine, as JSON lines, plain lines, or a live table."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from l2fwd.stats import drops_text
+
+_COLUMNS: Final = ("rx/s", "tx/s", "drop/s", "rx Mbit/s", "tx Mbit/s")
+
+
+class Printer:
+    """Prints events; a callable, and a context manager that ends the live table.
+
+    Parameters
+    ----------
+    json : bool
+        One object per line, and nothing else.
+    quiet : bool
+        No ``stats``.
+
+    Attributes
+    ----------
+    on_closed : callable
+        Called once when nobody reads the output any more.
+    """
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        self._json = json
+        self._quiet = quiet
+        self._live = None if json or quiet else _live_table()
+        self._lines = 0
+        self.on_closed: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> "Printer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        try:
+            self._print(event)
+        except BrokenPipeError:
+            self.on_closed()
+
+    def _print(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "stats" and self._quiet:
+            return
+        if self._json:
+            print(json.dumps(event), flush=True)
+        elif kind == "stats":
+            self._print_rates(event)
+        elif kind in ("ready", "summary"):
+            if self._live is not None:
+                self._live.stop()
+            for line in (_ready_lines if kind == "ready" else _summary_lines)(event):
+                print(line, flush=True)
+        else:
+            details = ", ".join(str(value) for key, value in event.items() if key != "event")
+            print(f"l2fwd: {kind.replace('_', ' ')}: {details}", file=sys.stderr, flush=True)
+
+    def _print_rates(self, event: dict[str, Any]) -> None:
+        rows = [_row(rate) for rate in event["rates"]]
+        if self._live is not None:
+            self._live.start()
+            self._live.update(_rich_table(rows))
+            return
+        if self._lines % 20 == 0:
+            print(f"{'':<16}" + "".join(f"{column:>14}" for column in _COLUMNS) + "  drops")
+        for name, *cells, drops in rows:
+            print(f"{name:<16}" + "".join(f"{cell:>14}" for cell in cells) + f"  {drops}")
+        self._lines += 1
+        sys.stdout.flush()
+
+
+def _row(rate: dict[str, Any]) -> list[str]:
+    """Format one rate: name, the cells of ``_COLUMNS``, drops by reason."""
+    return [
+        rate["name"],
+        f"{rate['rx_pps']:,.0f}",
+        f"{rate['tx_pps']:,.0f}",
+        f"{rate['drops_pps']:,.0f}",
+        f"{rate['rx_mbit_per_second']:,.1f}",
+        f"{rate['tx_mbit_per_second']:,.1f}",
+        drops_text(rate["drops"]),
+    ]
+
+
+def _ready_lines(event: dict[str, Any]) -> list[str]:
+    """Say per socket what was obtained."""
+    return [
+        f"{s['link']} queue {s['queue']}: {s['attach_mode']} XDP, {s['bind_mode']}, "
+        f"rings of {s['ring_size']}, {s['frames']} frames of {s['frame_size']} bytes, "
+        f"cpu {'any' if s['cpu'] is None else s['cpu']}{'' if s['receives'] else ', send only'}"
+        for s in event["sockets"]
+    ]
+
+
+def _summary_lines(event: dict[str, Any]) -> list[str]:
+    """Say what became of every packet and every frame."""
+    places = ", ".join(f"{place} {count}" for place, count in event["frames"].items() if count)
+    return [
+        f"forwarded {event['forwarded']:,} of {event['rx_packets']:,} packets in "
+        f"{event['elapsed']:.1f} s; drops: {drops_text(event['drops'])}; "
+        f"in flight {event['in_flight']}; unaccounted {event['unaccounted']}",
+        f"frames: {places or 'all closed'}",
+    ]
+
+
+def _live_table() -> Any:
+    """Return a rich live display where there is a terminal and rich is installed, else None."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        from rich.live import Live
+    except ImportError:
+        return None
+    return Live(refresh_per_second=4)
+
+
+def _rich_table(rows: list[list[str]]) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("link")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right")
+    table.add_column("drops")
+    for row in rows:
+        table.add_row(*row)
+    return table

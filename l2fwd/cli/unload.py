@@ -1,0 +1,26 @@
+"""``unload LINK...``: detach a program of ours that outlived its engine."""
+
+import argparse
+
+HELP = "Detach programs of l2fwd from links.  Foreign programs and running engines are left."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("links", metavar="LINK", nargs="+")
+    parser.add_argument("--json", action="store_true", help="one JSON object per link")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from l2fwd.bpf import unload
+    from l2fwd.link import find_link
+
+    for name in args.links:
+        removed = unload(find_link(name).ifindex, name)
+        if args.json:
+            removed_id = removed.program_id if removed else None
+            print(json.dumps({"event": "unload", "link": name, "program_id": removed_id}))
+        else:
+            print(f"{name}: {f'detached {removed}' if removed else 'nothing of ours attached'}")
+    return 0

@@ -1,0 +1,289 @@
+"""Settings: frozen, validated once, units in the docstring."""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, TypeVar
+
+from l2fwd.abi import (
+    ETHERNET_HEADER_BYTES,
+    MAX_RING_SIZE,
+    MIN_TX_SKB_BUDGET,
+    VLAN_TAG_BYTES,
+    XDP_PACKET_HEADROOM,
+)
+from l2fwd.errors import ConfigError
+
+FRAME_SIZES: Final = (2048, 4096)
+DEFAULT_RING_SIZE: Final = 2048
+DEFAULT_BATCH_SIZE: Final = 64
+MAX_FRAME_COUNT: Final = 1 << 24  # 64 GiB of 4096-byte frames
+MAX_IFNAME: Final = 15  # IFNAMSIZ, less the terminating zero
+
+Choice = TypeVar("Choice", bound=Enum)
+
+
+class AttachMode(Enum):
+    """Where the XDP program runs."""
+
+    AUTO = "auto"  # native; skb, said loudly, where the driver has no native XDP
+    NATIVE = "native"
+    SKB = "skb"
+    OFFLOAD = "offload"
+
+
+class BindMode(Enum):
+    """How packets get from the NIC into the UMEM."""
+
+    AUTO = "auto"  # zero-copy where the driver has it
+    COPY = "copy"
+    ZERO_COPY = "zero-copy"
+
+
+def choose(kind: type[Choice], value: str, name: str) -> Choice:
+    """Return the member of ``kind`` spelled ``value``; ``name`` is for the message."""
+    try:
+        return kind(value)
+    except ValueError:
+        allowed = ", ".join(str(member.value) for member in kind)
+        raise ConfigError(f"{name} must be one of {allowed}, got {value!r}") from None
+
+
+def parse_mac(text: str, name: str) -> bytes:
+    """Return the six bytes of a unicast MAC address.
+
+    >>> parse_mac("00:00:11:22:33:44", "set_dst_mac").hex()
+    '000011223344'
+    """
+    if not re.fullmatch(r"([0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", text):
+        raise ConfigError(f"{name} must be six hex bytes like 02:00:00:00:00:01, got {text!r}")
+    mac = bytes.fromhex(text.replace("-", ":").replace(":", ""))
+    if mac[0] & 1 or not any(mac):
+        raise ConfigError(f"{name} must be a unicast address that is not zero, got {text!r}")
+    return mac
+
+
+def parse_indices(text: str, name: str) -> tuple[int, ...] | None:
+    """Return the indices of "all" (None), "0,2" or "1-3".
+
+    >>> parse_indices("0,2-4", "queues")
+    (0, 2, 3, 4)
+    """
+    if text == "all":
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
+        if not match:
+            raise ConfigError(f"{name} must be 'all' or a list like 0,2-4, got {text!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ConfigError(f"{name} has the empty range {part!r}")
+        found.extend(range(first, last + 1))
+    if len(set(found)) != len(found):
+        raise ConfigError(f"{name} names an index twice: {text!r}")
+    return tuple(found)
+
+
+def check_ifname(name: str) -> None:
+    """Refuse what cannot be the name of a link (``dev_valid_name``)."""
+    if not 1 <= len(name) <= MAX_IFNAME:
+        raise ConfigError(f"link name must have 1 to {MAX_IFNAME} characters, got {name!r}")
+    if name in (".", "..") or re.search(r"[/:%\s\x00-\x1f]", name):
+        raise ConfigError(f"link name must not hold '/', ':', '%' or white space, got {name!r}")
+
+
+def is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UmemConfig:
+    """Geometry of one UMEM.
+
+    Attributes
+    ----------
+    frame_count : int
+        Frames in the UMEM, at least four.
+    frame_size : int
+        Bytes per frame (the kernel's "chunk size"): 2048 or 4096.
+    headroom : int
+        Bytes left free at the start of each frame, on top of the kernel's own
+        ``XDP_PACKET_HEADROOM``.
+    huge_pages : bool
+        Back the UMEM with 2 MiB pages from the system's pool.
+
+    Raises
+    ------
+    ConfigError
+        If no packet would fit.
+    """
+
+    frame_count: int = 4 * DEFAULT_RING_SIZE
+    frame_size: int = 2048
+    headroom: int = 0
+    huge_pages: bool = False
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.frame_count <= MAX_FRAME_COUNT:
+            raise ConfigError(
+                f"frames must be in [4, {MAX_FRAME_COUNT}], got {self.frame_count}"
+            )
+        if self.frame_size not in FRAME_SIZES:
+            raise ConfigError(f"frame-size must be 2048 or 4096 bytes, got {self.frame_size}")
+        if self.headroom < 0 or self.packet_room < ETHERNET_HEADER_BYTES:
+            raise ConfigError(
+                f"headroom must be in [0, {self.frame_size - XDP_PACKET_HEADROOM}) bytes, "
+                f"got {self.headroom}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole UMEM."""
+        return self.frame_count * self.frame_size
+
+    @property
+    def packet_room(self) -> int:
+        """Longest packet, in bytes, that one frame receives."""
+        return self.frame_size - XDP_PACKET_HEADROOM - self.headroom
+
+    def check_mtu(self, ifname: str, mtu: int) -> None:
+        """Refuse a link whose packets do not fit a frame (``xsk_rcv_check`` drops them)."""
+        need = mtu + ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES
+        if need <= self.packet_room:
+            return
+        wider = [size for size in FRAME_SIZES if need <= size - XDP_PACKET_HEADROOM - self.headroom]
+        remedy = (
+            f"use --frame-size {wider[0]}"
+            if wider
+            else f"lower it: ip link set {ifname} mtu "
+            f"{max(FRAME_SIZES) - XDP_PACKET_HEADROOM - self.headroom - (need - mtu)}"
+        )
+        raise ConfigError(
+            f"{ifname}: MTU {mtu} needs {need} bytes, a frame of {self.frame_size} holds "
+            f"{self.packet_room}; {remedy}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketConfig:
+    """How one AF_XDP socket is made.
+
+    Attributes
+    ----------
+    ring_size : int
+        Slots of each of the four rings, a power of two.
+    bind_mode : BindMode
+    need_wakeup : bool
+        Let the driver say when it wants a system call (XDP_USE_NEED_WAKEUP).
+    tx_budget : int
+        Descriptors one ``sendto`` may send in copy mode (XDP_MAX_TX_SKB_BUDGET); 0 leaves
+        the kernel's 32.  Ignored by kernels that have no such option.
+
+    Raises
+    ------
+    ConfigError
+        If the ring size is not a power of two in [1, 2**24], or the budget is out of range.
+    """
+
+    ring_size: int = DEFAULT_RING_SIZE
+    bind_mode: BindMode = BindMode.AUTO
+    need_wakeup: bool = True
+    tx_budget: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_power_of_two(self.ring_size) or self.ring_size > MAX_RING_SIZE:
+            raise ConfigError(
+                f"ring-size must be a power of two in [1, {MAX_RING_SIZE}], got {self.ring_size}"
+            )
+        if self.tx_budget and not MIN_TX_SKB_BUDGET <= self.tx_budget <= self.ring_size:
+            raise ConfigError(
+                f"tx_budget must be 0 or in [{MIN_TX_SKB_BUDGET}, ring-size], got {self.tx_budget}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewrite:
+    """What is changed in each packet.
+
+    Attributes
+    ----------
+    dst_mac : bytes or None
+        Six bytes, written to packets sent on the second link.
+    swap_mac : bool
+        Swap source and destination MAC, in both directions.
+    """
+
+    dst_mac: bytes | None = None
+    swap_mac: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardConfig:
+    """A forwarding job between two links.
+
+    Attributes
+    ----------
+    in_link, out_link : str
+    one_way : bool
+        Forward from ``in_link`` to ``out_link`` only; what arrives on ``out_link`` goes to
+        the host stack.
+    queues : tuple of int, or None
+        Queue ids, the same on both links; None: all that both links have.
+    cpus : tuple of int, or None
+        CPU of each worker, in the order of ``queues``; None: the scheduler decides.
+    mode : AttachMode
+    strict : bool
+        Make it an error to obtain less than the driver offers.
+    chain : bool
+        Attach through libxdp's dispatcher, beside other XDP programs.
+    batch_size : int
+        Packets per burst.
+    busy_poll : bool
+        Never sleep.
+    umem : UmemConfig
+        Of each worker.
+    socket : SocketConfig
+    rewrite : Rewrite
+    carrier_timeout : float
+        Seconds to wait for a carrier that the attaching took down.
+
+    Raises
+    ------
+    ConfigError
+    """
+
+    in_link: str
+    out_link: str
+    one_way: bool = False
+    queues: tuple[int, ...] | None = None
+    cpus: tuple[int, ...] | None = None
+    mode: AttachMode = AttachMode.AUTO
+    strict: bool = False
+    chain: bool = False
+    batch_size: int = DEFAULT_BATCH_SIZE
+    busy_poll: bool = False
+    umem: UmemConfig = field(default_factory=UmemConfig)
+    socket: SocketConfig = field(default_factory=SocketConfig)
+    rewrite: Rewrite = field(default_factory=Rewrite)
+    carrier_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_ifname(self.in_link)
+        check_ifname(self.out_link)
+        if self.in_link == self.out_link:
+            raise ConfigError(f"in and out are the same link, {self.in_link}; name two links")
+        if not 1 <= self.batch_size <= self.socket.ring_size:
+            raise ConfigError(
+                f"batch-size must be in [1, ring-size {self.socket.ring_size}], "
+                f"got {self.batch_size}"
+            )
+        if self.cpus is not None and self.queues and len(self.cpus) != len(self.queues):
+            raise ConfigError(
+                f"cpus names {len(self.cpus)} CPUs for {len(self.queues)} queues; name one each"
+            )
+
+    @property
+    def fill_target(self) -> int:
+        """Frames kept lent for RX on each port; the rest of the UMEM is left for TX."""
+        return max(1, min(self.socket.ring_size, self.umem.frame_count // 4))

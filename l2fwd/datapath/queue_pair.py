@@ -1,0 +1,181 @@
+"""Queue *i* of both links: one UMEM, two sockets, one worker thread."""
+
+import contextlib
+import errno
+import os
+import threading
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Final
+
+from l2fwd._worker import Worker
+from l2fwd.abi import MIN_TX_SKB_BUDGET
+from l2fwd.config import BindMode, SocketConfig
+from l2fwd.datapath import Event
+from l2fwd.datapath.side import Side
+from l2fwd.errors import KernelError, RunError, kernel_error
+from l2fwd.stats import PortSample, add, kernel_drops
+from l2fwd.xsk import Umem, XdpSocket
+
+_JOIN_SECONDS: Final = 2.0
+
+
+class QueuePair:
+    """Queue *i* of both links: one UMEM, two sockets, one worker thread."""
+
+    def __init__(self, sides: tuple[Side, Side], queue_id: int, cpu: int | None) -> None:
+        self.sides = sides
+        self.queue_id = queue_id
+        self.cpu = cpu
+        self.config = sides[0].config
+        self.error: KernelError | None = None
+        self.sockets: list[XdpSocket] = []
+        self._undo = ExitStack()
+        self._thread: threading.Thread | None = None
+        self._worker: Worker | None = None
+        # What the sockets before the present ones have counted, by side.
+        self._past: list[PortSample] = [self._blank(side) for side in sides]
+
+    def _blank(self, side: Side) -> PortSample:
+        return PortSample(side.name, self.queue_id, {}, {}, {})
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self.sockets)
+
+    def open(self) -> None:
+        """Make UMEM, sockets and worker, and fill the fill rings; nothing flows yet."""
+        wanted = self.config.socket
+        try:
+            self._open(wanted)
+        except KernelError as error:
+            # The second socket inherits zero-copy from the first and may not have it.
+            if wanted.bind_mode is not BindMode.AUTO or error.operation != "bind":
+                raise
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            self._open(replace(wanted, bind_mode=BindMode.COPY))
+
+    def _open(self, settings: SocketConfig) -> None:
+        config = self.config
+        if not settings.tx_budget and settings.ring_size >= MIN_TX_SKB_BUDGET:
+            budget = max(MIN_TX_SKB_BUDGET, min(config.batch_size, settings.ring_size))
+            settings = replace(settings, tx_budget=budget)
+        with ExitStack() as undo:
+            umem = Umem(config.umem, settings.ring_size)
+            undo.callback(umem.close)
+            sockets = []
+            for side in self.sides:
+                xsk = XdpSocket(umem, side.name, self.queue_id, settings)
+                undo.callback(xsk.close)
+                sockets.append(xsk)
+            receivers = sockets[:1] if config.one_way else sockets
+            for xsk in receivers:
+                xsk.port.refill(config.fill_target)
+            self._worker = Worker(
+                sockets[0].port,
+                sockets[1].port,
+                batch_size=config.batch_size,
+                both_ways=not config.one_way,
+                busy_poll=config.busy_poll,
+                dst_mac=config.rewrite.dst_mac,
+                swap_mac=config.rewrite.swap_mac,
+            )
+            self.sockets = sockets
+            self._undo = undo.pop_all()
+
+    def start(self) -> None:
+        """Let packets in and forward them, in a thread of its own."""
+        self.error = None
+        name = f"l2fwd-queue-{self.queue_id}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+        for side, xsk in self._receiving():
+            assert side.program is not None
+            side.program.set_socket(self.queue_id, xsk.handle.fd)
+
+    def _receiving(self) -> list[tuple[Side, XdpSocket]]:
+        pairs = list(zip(self.sides, self.sockets, strict=True))
+        return pairs[:1] if self.config.one_way else pairs
+
+    def _run(self) -> None:
+        assert self._worker is not None
+        try:
+            if self.cpu is not None:
+                os.sched_setaffinity(0, {self.cpu})  # 0 is this thread
+            self._worker.run()
+        except OSError as error:
+            number = error.errno or errno.EIO
+            failed = self._worker.failed or f"queue {self.queue_id}"
+            self.error = (
+                error
+                if isinstance(error, KernelError)
+                else kernel_error(number, "pin the worker of", failed)
+            )
+
+    @property
+    def has_ended(self) -> bool:
+        """True once the worker returned without having been asked to."""
+        return self.is_open and self._thread is not None and not self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Stop letting packets in, forward what is there, and end the thread."""
+        if self._thread is None or self._worker is None:
+            return
+        self._worker.stop()
+        self._thread.join(_JOIN_SECONDS)
+        if self._thread.is_alive():
+            raise RunError(f"the worker of queue {self.queue_id} does not stop")
+        self._thread = None
+
+    def close(self) -> None:
+        """Stop, keep the counters, and close worker, sockets and UMEM."""
+        self.stop()
+        if not self.is_open:
+            return
+        self._past = self.sample()
+        for sample in self._past:
+            frames, drops = sample.frames, sample.drops
+            add(drops, {"tx_abandoned_drops": frames["tx"] + frames["kernel_tx"]})
+            add(drops, {"rx_abandoned_drops": frames["rx"]})
+            sample.frames = {}
+        self.sockets = []
+        self._worker = None
+        self._undo.close()
+
+    def sample(self) -> list[PortSample]:
+        """Read the counters of both ports, those of earlier sockets added."""
+        samples = [
+            PortSample(past.link, past.queue, dict(past.counters), dict(past.drops), {})
+            for past in self._past
+        ]
+        for sample, xsk in zip(samples, self.sockets, strict=False):
+            counters = xsk.port.counters()
+            drops = {name: counters.pop(name) for name in list(counters) if name.endswith("_drops")}
+            add(sample.counters, counters)
+            add(sample.drops, drops)
+            with contextlib.suppress(KernelError):
+                add(sample.drops, kernel_drops(xsk.statistics()))
+            sample.frames = xsk.port.frames()
+        return samples
+
+    def frames(self) -> dict[str, int]:
+        return self._worker.frames() if self._worker else {}
+
+    def describe(self) -> list[Event]:
+        """Say what was obtained, per socket."""
+        return [
+            {
+                "link": side.name,
+                "queue": self.queue_id,
+                "attach_mode": side.attachment.mode if side.attachment else "none",
+                "bind_mode": "zero-copy" if xsk.is_zero_copy else "copy",
+                "ring_size": xsk.config.ring_size,
+                "tx_budget": xsk.tx_budget,
+                "frame_size": self.config.umem.frame_size,
+                "frames": self.config.umem.frame_count,
+                "cpu": self.cpu,
+                "receives": (side, xsk) in self._receiving(),
+            }
+            for side, xsk in zip(self.sides, self.sockets, strict=True)
+        ]

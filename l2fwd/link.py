@@ -1,0 +1,630 @@
+"""Links and network namespaces, over rtnetlink and the ethtool ioctls.
+
+Everything acts in the network namespace of the calling thread, opens what it needs per call
+and closes it again: no descriptor, thread or process outlives a call.
+
+The ethtool ioctls are made here: pyroute2 lacks the driver's name, and takes the kernel's
+"changed, but not as wished" (ETHTOOL_F_WISH) for a missing feature.
+"""
+
+import ctypes
+import difflib
+import errno
+import fcntl
+import fnmatch
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from l2fwd.errors import ConfigError, KernelError, UnsupportedError, kernel_error
+
+NETNS_DIR: Final = Path("/var/run/netns")  # where ip-netns(8) keeps its names
+INITIAL_NETNS: Final = "/proc/1/ns/net"
+
+_MAX_IFNAME_BYTES: Final = 15  # IFNAMSIZ less the closing NUL
+_NETNS_OF_THREAD: Final = "/proc/thread-self/ns/net"
+
+# sched.h, sys/mount.h
+_CLONE_NEWNET: Final = 0x40000000
+_MS_BIND: Final = 1 << 12
+_MS_REC: Final = 1 << 14
+_MS_SHARED: Final = 1 << 20
+_MNT_DETACH: Final = 2
+
+# linux/if.h
+_IFF_UP: Final = 1 << 0
+# linux/if_packet.h
+_SOL_PACKET: Final = 263
+_PACKET_ADD_MEMBERSHIP: Final = 1
+_PACKET_MR_PROMISC: Final = 1
+_IFF_PROMISC: Final = 1 << 8
+
+# linux/sockios.h, linux/ethtool.h
+_SIOCETHTOOL: Final = 0x8946
+_GDRVINFO: Final = 0x03
+_GSTRINGS: Final = 0x1B
+_GSSET_INFO: Final = 0x37
+_GFEATURES: Final = 0x3A
+_SFEATURES: Final = 0x3B
+_GCHANNELS: Final = 0x3C
+_WORD: Final = 0xFFFFFFFF  # features come in blocks of 32
+_SS_FEATURES: Final = 4  # string set: the names of the features
+_STRING_BYTES: Final = 32  # ETH_GSTRING_LEN
+_DRVINFO_BYTES: Final = 196  # sizeof(struct ethtool_drvinfo)
+_CHANNELS: Final = struct.Struct("9I")  # struct ethtool_channels
+
+# ethtool(8) has names of its own for some features, and for groups of them.
+_FEATURE_GROUPS: Final = {
+    "rx-checksumming": "rx-checksum",
+    "tx-checksumming": "tx-checksum-*",
+    "scatter-gather": "tx-scatter-gather*",
+    "tcp-segmentation-offload": "tx-tcp*-segmentation",
+    "generic-segmentation-offload": "tx-generic-segmentation",
+    "generic-receive-offload": "rx-gro",
+    "large-receive-offload": "rx-lro",
+    "rx-vlan-offload": "rx-vlan-hw-parse",
+    "tx-vlan-offload": "tx-vlan-hw-insert",
+}
+
+_XDP_MODES: Final = {  # pyroute2's names of IFLA_XDP_ATTACHED
+    None: "none",
+    "xdp": "native",
+    "xdpgeneric": "skb",
+    "xdpoffload": "offload",
+    "xdpmulti": "multi",
+}
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A network interface, as it was when looked at.
+
+    Attributes
+    ----------
+    kind : str or None
+        What rtnetlink calls it, such as ``veth`` or ``bridge``; None for hardware.
+    driver : str
+        ethtool's name of the driver, else the kind; empty where neither is known.
+    mtu : int
+        Bytes above the Ethernet header.
+    is_promiscuous : bool
+        Also true where the kernel made it so: a bridge port, a capturing socket.
+    rx_queue_count, tx_queue_count : int
+        Channels in use, not the most the driver could have.
+    xdp_mode : str
+        ``none``, ``native``, ``skb``, ``offload`` or ``multi``.
+    xdp_program_id : int
+        0 where no program is attached.
+    address : str
+        MAC address.
+    peer_ifindex : int or None
+        Other end of a veth, in namespace ``peer_netns_id``.
+    peer_netns_id : int or None
+        None where the peer is in the same namespace.
+    """
+
+    ifindex: int
+    ifname: str
+    kind: str | None
+    driver: str
+    mtu: int
+    is_up: bool
+    has_carrier: bool
+    is_promiscuous: bool
+    rx_queue_count: int
+    tx_queue_count: int
+    xdp_mode: str
+    xdp_program_id: int
+    address: str
+    peer_ifindex: int | None
+    peer_netns_id: int | None
+
+
+def find_link(ifname: str) -> Link:
+    """Look at a link by its name.
+
+    Raises
+    ------
+    ConfigError
+        If the name cannot be one, or no link has it.
+    """
+    check_ifname(ifname)
+    try:
+        with _rtnetlink("find", f"link {ifname}") as ip:
+            return _link_from(ip.link("get", ifname=ifname)[0])
+    except KernelError as error:
+        if error.errno == errno.ENODEV:
+            raise _unknown_link(ifname) from error
+        raise
+
+
+def find_peer(link: Link) -> tuple[str | None, Link] | None:
+    """Look at the other end of a veth.
+
+    Returns
+    -------
+    (netns, Link) or None
+        ``netns`` is what :func:`in_netns` takes: None for this thread's own.  None for all of
+        it where ``link`` has no peer, or the namespace of the peer cannot be entered.
+    """
+    if link.peer_ifindex is None:
+        return None
+    if link.peer_netns_id is None:
+        return None, _link_at(link.peer_ifindex)
+    for netns in (*list_netns(), INITIAL_NETNS):
+        # Not ours to enter, or not a namespace at all: the peer is not to be seen there.
+        with suppress(KernelError, OSError):
+            if _netns_id(netns) == link.peer_netns_id:
+                with in_netns(netns):
+                    return netns, _link_at(link.peer_ifindex)
+    return None
+
+
+def check_ifname(ifname: str) -> None:
+    """Refuse what the kernel takes for no link name, or for a pattern.
+
+    Raises
+    ------
+    ConfigError
+        Naming what is wrong with ``ifname``.
+    """
+    if not ifname:
+        raise ConfigError("link name is empty")
+    bad = next((c for c in ifname if c in "/%:" or c.isspace() or not c.isprintable()), None)
+    if bad is not None:
+        raise ConfigError(f"link name {ifname!r}: {bad!r} is not allowed in a link name")
+    if ifname in (".", ".."):
+        raise ConfigError(f"link name {ifname!r} is not allowed")
+    if len(ifname.encode()) > _MAX_IFNAME_BYTES:
+        raise ConfigError(f"link name {ifname!r} is longer than {_MAX_IFNAME_BYTES} bytes")
+
+
+def _link_at(ifindex: int) -> Link:
+    with _rtnetlink("find", f"link {ifindex}") as ip:
+        return _link_from(ip.link("get", index=ifindex)[0])
+
+
+def _link_from(message: Any) -> Link:
+    """Join what rtnetlink says with what ethtool says."""
+    ifname = message.get_attr("IFLA_IFNAME")
+    kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
+    is_veth = kind == "veth"
+    rx_queue_count, tx_queue_count = _queue_counts(ifname) or (
+        message.get_attr("IFLA_NUM_RX_QUEUES") or 1,
+        message.get_attr("IFLA_NUM_TX_QUEUES") or 1,
+    )
+    xdp_mode, xdp_program_id = _xdp_state(message)
+    return Link(
+        ifindex=message["index"],
+        ifname=ifname,
+        kind=kind,
+        driver=_driver(ifname) or kind or "",
+        mtu=message.get_attr("IFLA_MTU"),
+        is_up=bool(message["flags"] & _IFF_UP),
+        has_carrier=bool(message.get_attr("IFLA_CARRIER")),
+        # The flag shows only what ip-link(8) asked for; the count, also a bridge or a socket.
+        is_promiscuous=bool(message.get_attr("IFLA_PROMISCUITY")),
+        rx_queue_count=rx_queue_count,
+        tx_queue_count=tx_queue_count,
+        xdp_mode=xdp_mode,
+        xdp_program_id=xdp_program_id,
+        address=message.get_attr("IFLA_ADDRESS") or "",
+        peer_ifindex=message.get_attr("IFLA_LINK") if is_veth else None,
+        peer_netns_id=message.get_attr("IFLA_LINK_NETNSID") if is_veth else None,
+    )
+
+
+def _xdp_state(message: Any) -> tuple[str, int]:
+    xdp = message.get_attr("IFLA_XDP")
+    if xdp is None:
+        return "none", 0
+    mode = _XDP_MODES[xdp.get_attr("IFLA_XDP_ATTACHED")]
+    # With programs in several modes there is no IFLA_XDP_PROG_ID; the native one counts.
+    names = ("", "DRV_", "HW_", "SKB_")
+    ids = (xdp.get_attr(f"IFLA_XDP_{name}PROG_ID") for name in names)
+    return mode, next((i for i in ids if i), 0)
+
+
+def _unknown_link(ifname: str) -> ConfigError:
+    with _rtnetlink("list", "links") as ip:
+        names = [link.get_attr("IFLA_IFNAME") for link in ip.get_links()]
+    close = difflib.get_close_matches(ifname, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return ConfigError(f"link {ifname} does not exist; {hint}`ip link show` lists the links")
+
+
+# Changing links
+
+
+def set_up(ifname: str) -> None:
+    """Bring a link up."""
+    _set_link(ifname, "set up", state="up")
+
+
+def set_down(ifname: str) -> None:
+    """Take a link down."""
+    _set_link(ifname, "set down", state="down")
+
+
+def set_promiscuous(ifname: str, promiscuous: bool) -> None:
+    """Receive what is addressed to others, or stop doing so."""
+    flags = _IFF_PROMISC if promiscuous else 0
+    _set_link(ifname, "set promiscuity of", flags=flags, change=_IFF_PROMISC)
+
+
+def hold_promiscuous(ifindex: int) -> socket.socket:
+    """Keep a link promiscuous until the returned socket is closed, or its process ends.
+
+    Raises
+    ------
+    KernelError
+    """
+    # Protocol 0: the socket itself receives nothing.
+    holder = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    request = struct.pack("iHH8x", ifindex, _PACKET_MR_PROMISC, 0)
+    try:
+        holder.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
+    except OSError as error:
+        holder.close()
+        raise kernel_error(error.errno or 0, "set promiscuity of", f"link {ifindex}") from None
+    return holder
+
+
+def set_mtu(ifname: str, mtu: int) -> None:
+    """Set the most bytes above the Ethernet header."""
+    _set_link(ifname, "set MTU of", mtu=mtu)
+
+
+def set_address(ifname: str, address: str) -> None:
+    """Set the MAC address."""
+    _set_link(ifname, "set address of", address=address)
+
+
+def add_address(ifname: str, cidr: str) -> None:
+    """Add an IP address, such as ``192.0.2.1/24`` or ``2001:db8::1/64``."""
+    with _rtnetlink("add address to", ifname) as ip:
+        ip.addr("add", index=_ifindex(ifname), address=cidr)
+
+
+def delete_link(ifname: str) -> None:
+    """Remove a link; both ends of a veth."""
+    with _rtnetlink("delete", ifname) as ip:
+        ip.link("del", index=_ifindex(ifname))
+
+
+def disable_ipv6(ifname: str) -> None:
+    """Keep the kernel from sending IPv6 noise on a link; nothing to do without IPv6."""
+    _ifindex(ifname)
+    # /proc/sys/net shows the namespace of the thread that opens it.
+    setting = Path("/proc/sys/net/ipv6/conf") / ifname / "disable_ipv6"
+    try:
+        setting.write_text("1")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise kernel_error(error.errno or 0, "disable IPv6 on", ifname) from error
+
+
+def create_veth(
+    left: tuple[str | None, str],
+    right: tuple[str | None, str],
+    *,
+    queues: int = 1,
+    mtu: int = 1500,
+) -> None:
+    """Create a veth, each end at once in its namespace; both are left down.
+
+    Parameters
+    ----------
+    left, right : (netns, ifname)
+        A namespace of None is the calling thread's.
+    queues : int
+        RX and TX queues of each end.
+    mtu : int
+        Of both ends.
+    """
+    for _, ifname in (left, right):
+        check_ifname(ifname)
+    with _netns_fd(left[0]) as left_fd, _netns_fd(right[0]) as right_fd:
+        shape = {"mtu": mtu, "num_tx_queues": queues, "num_rx_queues": queues}
+        peer = {"ifname": right[1], "net_ns_fd": right_fd, **shape}
+        with _rtnetlink("create veth", f"{left[1]} and {right[1]}") as ip:
+            ip.link("add", ifname=left[1], kind="veth", net_ns_fd=left_fd, peer=peer, **shape)
+
+
+def _set_link(ifname: str, operation: str, **change: Any) -> None:
+    with _rtnetlink(operation, ifname) as ip:
+        ip.link("set", index=_ifindex(ifname), **change)
+
+
+def _ifindex(ifname: str) -> int:
+    check_ifname(ifname)
+    try:
+        return socket.if_nametoindex(ifname)
+    except OSError as error:
+        raise _unknown_link(ifname) from error
+
+
+@contextmanager
+def _rtnetlink(operation: str, target: str) -> Iterator[Any]:
+    # pyroute2 opens the socket in the thread that makes the object, and runs its event loop
+    # there only while a request is under way.
+    try:
+        with IPRoute() as ip:
+            yield ip
+    except NetlinkError as error:
+        raise kernel_error(error.code, operation, target) from error
+
+
+# Offloads
+
+
+def features(ifname: str) -> dict[str, bool]:
+    """Return which offloads of a link are on.
+
+    Both vocabularies are there: the kernel's (``rx-gro``) and ethtool's, whose names may
+    stand for several (``tx-checksumming`` is on while any ``tx-checksum-*`` is).
+    """
+    with _ethtool_socket() as sock:
+        state = _feature_state(sock, ifname)
+    names = (*state, *_FEATURE_GROUPS)
+    return {name: any(feature.is_on for feature in _members(name, state)) for name in names}
+
+
+def set_features(ifname: str, wanted: Mapping[str, bool]) -> None:
+    """Turn offloads of a link on or off; names as in :func:`features`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no feature of that name.
+    UnsupportedError
+        If the driver keeps one as it is.
+    """
+    with _ethtool_socket() as sock:
+        state = _feature_state(sock, ifname)
+        valid = requested = 0  # bit masks over all features
+        for name, is_on in wanted.items():
+            mask = sum(1 << feature.bit for feature in _members(name, state) if feature.is_free)
+            valid |= mask
+            requested |= mask if is_on else 0
+        words = max(feature.bit for feature in state.values()) // 32 + 1
+        request = struct.pack("2I", _SFEATURES, words) + b"".join(
+            # struct ethtool_set_features_block
+            struct.pack("2I", valid >> shift & _WORD, requested >> shift & _WORD)
+            for shift in range(0, 32 * words, 32)
+        )
+        _ethtool(sock, ifname, request, "set features of")
+    now = features(ifname)
+    kept = [
+        f"{name} {'off' if is_on else 'on'}" for name, is_on in wanted.items() if now[name] != is_on
+    ]
+    if kept:
+        raise UnsupportedError(f"set features of {ifname}: the driver keeps {', '.join(kept)}")
+
+
+class _Feature(NamedTuple):
+    name: str
+    bit: int
+    is_free: bool  # neither the driver nor the kernel keeps it as it is
+    is_on: bool
+
+
+def _members(name: str, state: Mapping[str, _Feature]) -> list[_Feature]:
+    """Return the features behind a name of either vocabulary."""
+    pattern = _FEATURE_GROUPS.get(name)
+    if pattern is not None:
+        return [state[member] for member in fnmatch.filter(state, pattern)]
+    if name in state:
+        return [state[name]]
+    close = difflib.get_close_matches(name, [*state, *_FEATURE_GROUPS], n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ConfigError(f"there is no feature {name!r}{hint}")
+
+
+def _feature_state(sock: socket.socket, ifname: str) -> dict[str, _Feature]:
+    check_ifname(ifname)
+    names = _feature_names(sock, ifname)
+    words = -(-len(names) // 32)
+    request = struct.pack("2I", _GFEATURES, words).ljust(8 + 16 * words, b"\0")
+    answer = _ethtool(sock, ifname, request, "read features of")
+    # struct ethtool_get_features_block: available, requested, active, never_changed
+    blocks = list(struct.iter_unpack("4I", answer[8:]))
+    state = {}
+    for bit, name in enumerate(names):
+        available, _, active, never_changed = (word >> bit % 32 & 1 for word in blocks[bit // 32])
+        if name:  # some bits are retired and nameless
+            state[name] = _Feature(name, bit, bool(available & ~never_changed), bool(active))
+    return state
+
+
+def _feature_names(sock: socket.socket, ifname: str) -> list[str]:
+    """Return the kernel's names; a feature's place in the list is its bit."""
+    request = struct.pack("=2IQI", _GSSET_INFO, 0, 1 << _SS_FEATURES, 0)
+    answer = _ethtool(sock, ifname, request, "read features of")
+    (count,) = struct.unpack_from("I", answer, 16)
+    request = struct.pack("3I", _GSTRINGS, _SS_FEATURES, count)
+    request = request.ljust(12 + _STRING_BYTES * count, b"\0")
+    strings = _ethtool(sock, ifname, request, "read features of")[12:]
+    slots = (strings[i : i + _STRING_BYTES] for i in range(0, len(strings), _STRING_BYTES))
+    return [slot.partition(b"\0")[0].decode() for slot in slots]
+
+
+def _driver(ifname: str) -> str:
+    request = struct.pack("I", _GDRVINFO).ljust(_DRVINFO_BYTES, b"\0")
+    with suppress(KernelError), _ethtool_socket() as sock:
+        answer = _ethtool(sock, ifname, request, "read driver of")
+        return answer[4:36].partition(b"\0")[0].decode()
+    return ""
+
+
+def _queue_counts(ifname: str) -> tuple[int, int] | None:
+    """Return RX and TX channels in use, or None where the driver does not tell."""
+    request = struct.pack("I", _GCHANNELS).ljust(_CHANNELS.size, b"\0")
+    with suppress(KernelError), _ethtool_socket() as sock:
+        answer = _ethtool(sock, ifname, request, "read channels of")
+        *_, rx, tx, _other, combined = _CHANNELS.unpack(answer)
+        if rx + combined and tx + combined:
+            return rx + combined, tx + combined
+    return None
+
+
+def _ethtool_socket() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def _ethtool(sock: socket.socket, ifname: str, request: bytes, operation: str) -> bytes:
+    """Make one ioctl; return the request as the kernel filled it."""
+    data = ctypes.create_string_buffer(request, len(request))
+    # struct ifreq: the name, then a union of 24 bytes that here holds a pointer
+    ifreq = struct.pack("16sP16x", ifname.encode(), ctypes.addressof(data))
+    try:
+        fcntl.ioctl(sock, _SIOCETHTOOL, ifreq)
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise _unknown_link(ifname) from error
+        raise kernel_error(error.errno or 0, operation, ifname) from error
+    return data.raw
+
+
+# Network namespaces
+
+
+@contextmanager
+def in_netns(netns: str | None) -> Iterator[None]:
+    """Move the calling thread, and no other, into a namespace and back.
+
+    Parameters
+    ----------
+    netns : str or None
+        A name of ip-netns(8), or the path of a namespace file; None stays.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such namespace.
+    KernelError
+        If it may not be entered.
+    """
+    if netns is None:
+        yield
+        return
+    with _netns_fd(netns) as target, _restored_netns():
+        if _libc.setns(target, _CLONE_NEWNET):
+            raise kernel_error(ctypes.get_errno(), "enter namespace", netns)
+        yield
+
+
+def list_netns() -> list[str]:
+    """Return the names of ip-netns(8), sorted."""
+    return sorted(os.listdir(NETNS_DIR)) if NETNS_DIR.is_dir() else []
+
+
+def netns_exists(name: str) -> bool:
+    """Tell whether ip-netns(8) would know the name."""
+    return _netns_path(name).exists()
+
+
+def create_netns(name: str) -> None:
+    """Create a namespace as ``ip netns add`` does.
+
+    Raises
+    ------
+    KernelError
+        EEXIST if the name is taken, EPERM without CAP_SYS_ADMIN.
+    """
+    path = _netns_path(name)
+    _share_netns_dir()
+    try:
+        path.touch(mode=0o444, exist_ok=False)
+    except OSError as error:
+        raise kernel_error(error.errno or 0, "create namespace", name) from error
+    try:
+        # No child process: this thread steps out, names the new namespace and steps back.
+        with _restored_netns():
+            if _libc.unshare(_CLONE_NEWNET):
+                raise kernel_error(ctypes.get_errno(), "create namespace", name)
+            _mount(_NETNS_OF_THREAD, path, _MS_BIND)
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def remove_netns(name: str) -> None:
+    """Remove a namespace, and with it its links; nothing to do if there is none."""
+    path = _netns_path(name)
+    # EINVAL: a name left by a killed run, with nothing mounted on it.
+    _libc.umount2(os.fsencode(path), _MNT_DETACH)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise kernel_error(error.errno or 0, "remove namespace", name) from error
+
+
+def _netns_path(name: str) -> Path:
+    if not name or "/" in name or "\0" in name or name in (".", ".."):
+        raise ConfigError(f"{name!r} cannot name a network namespace")
+    return NETNS_DIR / name
+
+
+@contextmanager
+def _netns_fd(netns: str | None) -> Iterator[int]:
+    if netns is None:
+        path = Path(_NETNS_OF_THREAD)
+    else:
+        path = Path(netns) if "/" in netns else _netns_path(netns)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        message = f"network namespace {netns} does not exist; `ip netns list` lists them"
+        raise ConfigError(message) from error
+    except OSError as error:
+        raise kernel_error(error.errno or 0, "open namespace", str(netns)) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _restored_netns() -> Iterator[None]:
+    with _netns_fd(None) as home:
+        try:
+            yield
+        finally:
+            if _libc.setns(home, _CLONE_NEWNET):
+                raise kernel_error(ctypes.get_errno(), "return from", "namespace")
+
+
+def _netns_id(netns: str) -> int | None:
+    """Return the id this thread's namespace has for another."""
+    with _netns_fd(netns) as fd, _rtnetlink("identify namespace", netns) as ip:
+        answer: int | None = ip.get_netnsid(fd=fd)["nsid"]
+        return answer
+
+
+def _share_netns_dir() -> None:
+    """Let mounts below the directory reach the other mount namespaces, as ip-netns(8) does."""
+    NETNS_DIR.mkdir(mode=0o755, exist_ok=True)
+    try:
+        _mount("none", NETNS_DIR, _MS_SHARED | _MS_REC)
+    except KernelError as error:
+        if error.errno != errno.EINVAL:  # do_change_type: not a mount point yet
+            raise
+        _mount(str(NETNS_DIR), NETNS_DIR, _MS_BIND | _MS_REC)
+        _mount("none", NETNS_DIR, _MS_SHARED | _MS_REC)
+
+
+def _mount(source: str, target: Path, flags: int) -> None:
+    if _libc.mount(source.encode(), os.fsencode(target), b"none", ctypes.c_ulong(flags), None):
+        raise kernel_error(ctypes.get_errno(), "mount", str(target))

@@ -1,0 +1,190 @@
+"""Counters into samples, samples into rates, and both into what a user reads."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+# Reason -> what it means to the user.  Every packet not forwarded is in one of them.
+DROP_REASONS: Final = {
+    "rx_fill_empty_drops": "no free frame when it arrived",
+    "rx_ring_full_drops": "the worker did not keep up",
+    "rx_oversize_drops": "longer than a frame holds",
+    "rx_invalid_drops": "descriptor out of bounds",
+    "rx_abandoned_drops": "received, but its socket died first",
+    "tx_full_drops": "the other link does not keep up",
+    "tx_busy_drops": "the driver refused it: carrier lost, or over the MTU",
+    "tx_invalid_drops": "the kernel refused the descriptor",
+    "tx_abandoned_drops": "queued, but its socket died first",
+}
+_TX_DROPS: Final = ("tx_busy_drops", "tx_invalid_drops", "tx_abandoned_drops")
+
+
+@dataclass(slots=True)
+class PortSample:
+    """Counters of one (link, queue); all monotonic.
+
+    ``counters`` holds the worker's own (``PortCounters`` in ``_rings.pxd``); ``drops`` every
+    reason, the kernel's among them; ``frames`` what is lent, by place.
+    """
+
+    link: str
+    queue: int
+    counters: dict[str, int]
+    drops: dict[str, int]
+    frames: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "link": self.link,
+            "queue": self.queue,
+            **self.counters,
+            "drops": {reason: count for reason, count in self.drops.items() if count},
+        }
+
+
+def kernel_drops(statistics: dict[str, int]) -> dict[str, int]:
+    """Turn XDP_STATISTICS into disjoint reasons.
+
+    In copy mode ``rx_dropped`` counts what found the fill ring empty as well
+    (``xsk_rcv``: both move by the same packet), so that part is taken out.
+    """
+    fill_empty = statistics.get("rx_fill_ring_empty_descs", 0)
+    return {
+        "rx_fill_empty_drops": fill_empty,
+        "rx_ring_full_drops": statistics.get("rx_ring_full", 0),
+        "rx_oversize_drops": max(0, statistics.get("rx_dropped", 0) - fill_empty),
+        "tx_invalid_drops": statistics.get("tx_invalid_descs", 0),
+    }
+
+
+def add(into: dict[str, int], more: dict[str, int]) -> None:
+    """Add ``more`` to ``into``, key by key."""
+    for key, value in more.items():
+        into[key] = into.get(key, 0) + value
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """All ports at one moment (seconds, monotonic clock), and the frame ledger."""
+
+    time: float
+    ports: list[PortSample]
+    frames: dict[str, int] = field(default_factory=dict)
+    frame_count: int = 0
+
+    def total(self, counter: str) -> int:
+        return sum(port.counters.get(counter, 0) for port in self.ports)
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Drops by reason over all ports, without the zeros."""
+        drops: dict[str, int] = {}
+        for port in self.ports:
+            add(drops, port.drops)
+        return {reason: count for reason, count in drops.items() if count}
+
+    @property
+    def in_flight(self) -> int:
+        """Packets handed to the kernel that it has not sent yet."""
+        return sum(p.frames.get("tx", 0) + p.frames.get("kernel_tx", 0) for p in self.ports)
+
+    @property
+    def forwarded(self) -> int:
+        """Packets the kernel has sent."""
+        lost = sum(port.drops.get(reason, 0) for port in self.ports for reason in _TX_DROPS)
+        return self.total("tx_packets") - lost - self.in_flight
+
+    @property
+    def unaccounted(self) -> int:
+        """Packets received that are neither sent, dropped nor in flight, plus missing frames.
+
+        Zero, always.  Exact once the workers have stopped.
+        """
+        handled = self.total("tx_packets")
+        handled += sum(
+            port.drops.get(reason, 0)
+            for port in self.ports
+            for reason in ("rx_invalid_drops", "tx_full_drops")
+        )
+        missing_frames = self.frame_count - sum(self.frames.values())
+        return abs(self.total("rx_packets") - handled) + abs(missing_frames)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "rx_packets": self.total("rx_packets"),
+            "rx_bytes": self.total("rx_bytes"),
+            "tx_packets": self.total("tx_packets"),
+            "tx_bytes": self.total("tx_bytes"),
+            "forwarded": self.forwarded,
+            "in_flight": self.in_flight,
+            "drops": self.drops,
+            "ports": [port.as_dict() for port in self.ports],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Traffic of one port, or of all, over one interval."""
+
+    name: str
+    rx_pps: float
+    tx_pps: float
+    rx_bits_per_second: float
+    tx_bits_per_second: float
+    drops_pps: float
+    drops: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "rx_pps": round(self.rx_pps, 1),
+            "tx_pps": round(self.tx_pps, 1),
+            "rx_mbit_per_second": round(self.rx_bits_per_second / 1e6, 3),
+            "tx_mbit_per_second": round(self.tx_bits_per_second / 1e6, 3),
+            "drops_pps": round(self.drops_pps, 1),
+            "drops": self.drops,
+        }
+
+
+def rates(before: Snapshot, now: Snapshot) -> list[Rate]:
+    """Return one rate per link, then the total; queues of a link are added up."""
+    elapsed = max(now.time - before.time, 1e-9)
+    links = list(dict.fromkeys(port.link for port in now.ports))
+    per_link = [_rate(name, before, now, elapsed, {name}) for name in links]
+    return [*per_link, _rate("total", before, now, elapsed, set(links))]
+
+
+def _rate(name: str, before: Snapshot, now: Snapshot, elapsed: float, links: set[str]) -> Rate:
+    counters, drops = _sums(now.ports, links)
+    old_counters, old_drops = _sums(before.ports, links)
+
+    def per_second(counter: str) -> float:
+        return (counters.get(counter, 0) - old_counters.get(counter, 0)) / elapsed
+
+    moved = {reason: count - old_drops.get(reason, 0) for reason, count in drops.items()}
+    moved = {reason: count for reason, count in moved.items() if count}
+    return Rate(
+        name,
+        per_second("rx_packets"),
+        per_second("tx_packets"),
+        8 * per_second("rx_bytes"),
+        8 * per_second("tx_bytes"),
+        sum(moved.values()) / elapsed,
+        moved,
+    )
+
+
+def _sums(ports: Iterable[PortSample], links: set[str]) -> tuple[dict[str, int], dict[str, int]]:
+    counters: dict[str, int] = {}
+    drops: dict[str, int] = {}
+    for port in ports:
+        if port.link in links:
+            add(counters, port.counters)
+            add(drops, port.drops)
+    return counters, drops
+
+
+def drops_text(drops: dict[str, int]) -> str:
+    """Name the drops, largest first: ``tx_full 12, rx_ring_full 3``; or a dash."""
+    worst = sorted(drops.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason.removesuffix('_drops')} {count:,}" for reason, count in worst) or "-"

@@ -1,0 +1,180 @@
+"""AF_XDP sockets: a UMEM, and sockets bound to (link, queue) that share it."""
+
+import contextlib
+import errno
+import os
+import resource
+import struct
+import time
+from typing import TYPE_CHECKING, Final
+
+from l2fwd._bpf import SocketHandle, UmemHandle
+from l2fwd._rings import Memory, Pool, Port
+from l2fwd.abi import (
+    SOL_XDP,
+    STATISTICS_FIELDS,
+    XDP_COPY,
+    XDP_MAX_TX_SKB_BUDGET,
+    XDP_OPTIONS,
+    XDP_OPTIONS_ZEROCOPY,
+    XDP_STATISTICS,
+    XDP_USE_NEED_WAKEUP,
+    XDP_ZEROCOPY,
+)
+from l2fwd.config import BindMode, SocketConfig, UmemConfig
+from l2fwd.errors import KernelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# The kernel lets go of a closed socket's queue from a work item (xdp_put_umem): measured
+# 17 to 76 ms, so a queue that is busy for longer has another owner.
+BIND_RETRY_SECONDS: Final = 1.5
+_BIND_RETRY_INTERVAL: Final = 0.01
+_BIND_FLAGS: Final = {
+    BindMode.AUTO: 0,
+    BindMode.COPY: XDP_COPY,
+    BindMode.ZERO_COPY: XDP_ZEROCOPY,
+}
+
+
+class Umem:
+    """Packet memory registered with the kernel, and the pool of its free frames.
+
+    Parameters
+    ----------
+    config : UmemConfig
+    ring_size : int
+        Slots of the fill and completion ring of every socket made on this UMEM.
+
+    Attributes
+    ----------
+    pool : Pool
+
+    Raises
+    ------
+    KernelError
+        EPERM, EAFNOSUPPORT (no AF_XDP here), ENOBUFS (RLIMIT_MEMLOCK), ENOMEM.
+
+    Notes
+    -----
+    ``close`` unregisters; the memory itself lives as long as a view of ``frames`` does.
+    """
+
+    def __init__(self, config: UmemConfig, ring_size: int) -> None:
+        self.config = config
+        memory = Memory(config.frame_count, config.frame_size, huge=config.huge_pages)
+        self.pool = Pool(memory)
+        _raise_memlock_limit()
+        try:
+            self.handle = UmemHandle(memory, ring_size, config.headroom)
+        except KernelError as error:
+            if error.errno != errno.ENOBUFS:  # xdp_umem_account_pages
+                raise
+            limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+            raise KernelError(
+                errno.ENOBUFS,
+                error.operation,
+                error.target,
+                f"it needs {config.size} bytes of locked memory, RLIMIT_MEMLOCK is {limit}: raise "
+                "it (ulimit -l), grant CAP_IPC_LOCK, or lower --frames",
+            ) from None
+
+    @property
+    def frames(self) -> "NDArray[np.uint8]":
+        """The packet memory: uint8, shape (frame_count, frame_size), C-contiguous."""
+        import numpy as np
+
+        return np.asarray(self.pool.memory)
+
+    def close(self) -> None:
+        """Unregister from the kernel.  Close the sockets first."""
+        self.handle.close()
+
+
+class XdpSocket:
+    """An AF_XDP socket on one (link, queue).
+
+    Parameters
+    ----------
+    umem : Umem
+    ifname : str
+    queue_id : int
+    config : SocketConfig
+        The first socket of a UMEM decides bind mode and need_wakeup for all of them.
+
+    Attributes
+    ----------
+    port : Port
+        Its rings, for a ``Worker``.
+
+    Raises
+    ------
+    KernelError
+        EBUSY (another owner), EOPNOTSUPP (no zero-copy), EINVAL (no such queue), ENODEV.
+    """
+
+    def __init__(self, umem: Umem, ifname: str, queue_id: int, config: SocketConfig) -> None:
+        self.ifname = ifname
+        self.queue_id = queue_id
+        self.config = config
+        flags = _BIND_FLAGS[config.bind_mode]
+        if config.need_wakeup:
+            flags |= XDP_USE_NEED_WAKEUP
+        self.handle = _bind(umem.handle, ifname, queue_id, flags)
+        os.set_inheritable(self.handle.fd, False)  # a child must not keep the queue bound
+        self.tx_budget = self._set_tx_budget(config.tx_budget)
+        self.port = Port(
+            umem.pool,
+            self.handle.rings(),
+            self.handle.fd,
+            f"{ifname} queue {queue_id}",
+            owner=self.handle,
+        )
+
+    def _set_tx_budget(self, budget: int) -> int:
+        """Ask for ``budget`` descriptors per sendto; return what is in force, 0 if unknown."""
+        if not budget:
+            return 0
+        try:
+            self.handle.set_option(SOL_XDP, XDP_MAX_TX_SKB_BUDGET, budget)
+        except KernelError:  # ENOPROTOOPT before the option existed: the kernel's own stays
+            return 0
+        return budget
+
+    @property
+    def is_zero_copy(self) -> bool:
+        """What the kernel really gave (XDP_OPTIONS), whatever was asked for."""
+        raw = self.handle.get_option(SOL_XDP, XDP_OPTIONS, 4)
+        return bool(struct.unpack("=I", raw)[0] & XDP_OPTIONS_ZEROCOPY)
+
+    def statistics(self) -> dict[str, int]:
+        """Return the kernel's counters of this socket; old kernels know only three."""
+        raw = self.handle.get_option(SOL_XDP, XDP_STATISTICS, 8 * len(STATISTICS_FIELDS))
+        values = struct.unpack(f"={len(raw) // 8}Q", raw)
+        return dict(zip(STATISTICS_FIELDS, values, strict=False))
+
+    def close(self) -> None:
+        """Unmap the rings and close.  The worker that used the port has stopped."""
+        self.port.close()
+        self.handle.close()
+
+
+def _bind(umem: UmemHandle, ifname: str, queue_id: int, flags: int) -> SocketHandle:
+    """Bind, waiting for a queue whose last owner has only just gone."""
+    deadline = time.monotonic() + BIND_RETRY_SECONDS
+    while True:
+        try:
+            return SocketHandle(umem, ifname, queue_id, flags)
+        except KernelError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(_BIND_RETRY_INTERVAL)
+
+
+def _raise_memlock_limit() -> None:
+    """Use all of RLIMIT_MEMLOCK that is ours to use; more than that may be refused."""
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
