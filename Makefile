@@ -21,7 +21,7 @@ test: build                  ## the whole test suite; root, in namespaces of its
 	$(SUDO) $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.deps          ## style and types
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && \
+	export PATH="$$PWD/$(BIN):$$PATH"; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && \
 	$(BIN)/cython-lint l2fwd/*.pyx l2fwd/*.pxd && $(BIN)/codespell && \
 	$(BIN)/clang-format --dry-run -Werror kern/*.[ch] bench/*.c
 

@@ -6,6 +6,7 @@ import subprocess
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, Extension, setup
 from setuptools.command.build import build
@@ -45,7 +46,9 @@ def extensions() -> list[Extension]:
     from Cython.Build import cythonize
 
     require("a C compiler", shutil.which(os.environ.get("CC", "cc")) is not None)
-    require("Python's headers (python3-dev)", has_header(sysconfig.get_path("include") + "/Python.h"))
+    require(
+        "Python's headers (python3-dev)", has_header(sysconfig.get_path("include") + "/Python.h")
+    )
     for header in ("bpf/libbpf.h", "xdp/xsk.h", "linux/if_xdp.h"):
         require(f"the header {header}", has_header(header))
     flags = ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-DNDEBUG"]
@@ -68,7 +71,7 @@ class build_bpf(Command):  # noqa: N801 - setuptools names commands in lower cas
     """Compile kern/*.bpf.c into l2fwd/bpf_objects/*.o, BTF kept and DWARF dropped."""
 
     description = "compile the BPF objects with clang"
-    user_options: list[tuple[str, str, str]] = []
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
 
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
@@ -86,7 +89,9 @@ class build_bpf(Command):  # noqa: N801 - setuptools names commands in lower cas
         }
 
     def run(self) -> None:
-        clang, strip = (os.environ.get(n.upper().replace("-", "_"), n) for n in ("clang", "llvm-strip"))
+        clang, strip = (
+            os.environ.get(n.upper().replace("-", "_"), n) for n in ("clang", "llvm-strip")
+        )
         require(clang, shutil.which(clang) is not None)
         require(strip, shutil.which(strip) is not None)
         multiarch = sysconfig.get_config_var("MULTIARCH") or f"{os.uname().machine}-linux-gnu"

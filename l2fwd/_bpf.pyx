@@ -5,8 +5,8 @@ Thin: one C object, one class; one C call, one method.  A failing call raises
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport ENOENT, errno
-from libc.stdint cimport uint32_t, uint64_t, uintptr_t
+from libc.errno cimport ENODEV, ENOENT, errno
+from libc.stdint cimport uint32_t, uintptr_t
 from libc.string cimport memset
 
 from l2fwd._libxdp cimport (
@@ -35,6 +35,13 @@ from l2fwd._rings import RingMemory
 from l2fwd.errors import kernel_error
 
 
+cdef extern from "net/if.h" nogil:
+    enum:
+        IF_NAMESIZE
+
+    char* if_indextoname(unsigned int ifindex, char* name)
+
+
 cdef extern from "sys/socket.h" nogil:
     int setsockopt(int fd, int level, int name, const void* value, unsigned int length)
 
@@ -58,12 +65,14 @@ cdef extern from * nogil:
         return 0;
     }
 
-    static int l2fwd_libbpf_print(enum libbpf_print_level level, const char *format, va_list arguments)
+    static int l2fwd_libbpf_print(enum libbpf_print_level level, const char *format,
+                                  va_list arguments)
     {
         return l2fwd_log(level, format, arguments);
     }
 
-    static int l2fwd_libxdp_print(enum libxdp_print_level level, const char *format, va_list arguments)
+    static int l2fwd_libxdp_print(enum libxdp_print_level level, const char *format,
+                                  va_list arguments)
     {
         return l2fwd_log(level, format, arguments);
     }
@@ -271,12 +280,16 @@ def xdp_attached(int ifindex):
         ENODEV once the link is gone.
     """
     cdef bpf_xdp_query_opts opts
+    cdef char name[IF_NAMESIZE]
     cdef int error
     memset(&opts, 0, sizeof(opts))
     opts.sz = sizeof(opts)
+    # Answers "no program" for a link that is not there.
     error = bpf_xdp_query(ifindex, 0, &opts)
     if error:
         raise kernel_error(-error, "query XDP of", f"link {ifindex}")
+    if opts.prog_id == 0 and if_indextoname(ifindex, name) == NULL:
+        raise kernel_error(ENODEV, "query XDP of", f"link {ifindex}")
     return opts.attach_mode, opts.prog_id
 
 

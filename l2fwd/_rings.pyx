@@ -60,22 +60,25 @@ cdef int kick_rx_socket(int fd) noexcept nogil:
 
 cdef uint32_t refill(PortState* port) noexcept nogil:
     """Lend pool frames to the kernel until ``fill_target`` are out; return how many."""
+    # A copy, so that its members stay in registers: a store to a slot could alias them.
+    cdef FramePool pool = port.pool[0]
     cdef uint32_t first = 0
     cdef uint32_t i
-    cdef uint32_t count = min(port.fill_target - port.rx_lent, port.pool.count)
+    cdef uint32_t count = min(port.fill_target - port.rx_lent, pool.count)
     if count == 0:
         return 0
     count = ring_reserve(&port.fill, count, &first)
     for i in range(count):
-        fill_slot(&port.fill, first + i)[0] = pool_take(port.pool, PLACE_RX)
+        fill_slot(&port.fill, first + i)[0] = pool_take(&pool, PLACE_RX)
     ring_submit(&port.fill, count)
     port.rx_lent += count
+    port.pool[0] = pool
     return count
 
 
 cdef uint32_t reclaim(PortState* port) noexcept nogil:
     """Take every transmitted frame back into the pool; return how many."""
-    cdef FramePool* pool = port.pool
+    cdef FramePool pool = port.pool[0]      # a copy: see refill
     cdef uint32_t first = 0
     cdef uint32_t i
     cdef uint64_t addr
@@ -89,9 +92,10 @@ cdef uint32_t reclaim(PortState* port) noexcept nogil:
             port.counters.completion_invalid += 1
             pool.lost_frames += 1
             continue
-        pool_give(pool, addr, PLACE_TX)
+        pool_give(&pool, addr, PLACE_TX)
     ring_release(&port.completion, count)
     port.tx_lent -= count
+    port.pool[0] = pool
     return count
 
 
@@ -274,9 +278,9 @@ cdef class Port:
             If the fill ring has fewer slots.
         """
         self._require_open()
-        if fill_target > self.state.fill.ring.size:
-            raise ConfigError(
-                f"fill_target {fill_target} exceeds the fill ring's {self.state.fill.ring.size} slots")
+        cdef uint32_t size = self.state.fill.ring.size
+        if fill_target > size:
+            raise ConfigError(f"fill_target {fill_target} exceeds the fill ring's {size} slots")
         if fill_target < self.state.rx_lent:
             raise ConfigError(f"{self.state.rx_lent} frames are lent already, asked {fill_target}")
         self.state.fill_target = fill_target

@@ -10,9 +10,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from l2fwd._rings cimport (
-    PLACE_LOST, PLACE_RX, PLACE_TX, PLACE_USER, FramePool, Port, PortState, Ring, frame_move,
-    pool_give, reclaim, refill, ring_needs_wakeup, ring_peek, ring_pending, ring_release,
-    ring_reserve, ring_submit, rx_slot, tx_slot,
+    PLACE_LOST, PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState,
+    ProducerRing, frame_move, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek,
+    ring_pending, ring_release, ring_reserve, ring_submit, rx_slot, tx_slot,
 )
 from l2fwd._xdp cimport (
     POLLIN, RELAXED, SO_ERROR, SOL_SOCKET, atomic_load, atomic_store, getsockopt, poll, pollfd,
@@ -60,7 +60,11 @@ cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewri
     A packet is sent by handing on its descriptor: both ports share the UMEM.  What does not
     fit the TX ring is dropped and counted at once, never waited for.
     """
-    cdef FramePool* pool = src.pool
+    # Copies, so that their members stay in registers: a store to a packet could alias them.
+    cdef FramePool pool
+    cdef ConsumerRing rx
+    cdef ProducerRing tx
+    cdef Rewrite change
     cdef uint32_t rx_first = 0
     cdef uint32_t tx_first = 0
     cdef uint32_t sent = 0
@@ -77,25 +81,27 @@ cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewri
         refill(src)             # the pool was empty when its last packet came
         return 0
     room = ring_reserve(&dst.tx, received, &tx_first)
+    pool, rx, tx, change = src.pool[0], src.rx, dst.tx, rewrite[0]
 
     for i in range(received):
-        desc = rx_slot(&src.rx, rx_first + i)[0]
-        if unlikely(not packet_is_usable(pool, &desc), 0):
-            lose_frame(pool, desc.addr)
+        desc = rx_slot(&rx, rx_first + i)[0]
+        if unlikely(not packet_is_usable(&pool, &desc), 0):
+            lose_frame(&pool, desc.addr)
             invalid += 1
             continue
-        frame_move(pool, desc.addr, PLACE_RX, PLACE_USER)
+        frame_move(&pool, desc.addr, PLACE_RX, PLACE_USER)
         rx_bytes += desc.len
         if unlikely(sent == room, 0):
-            pool_give(pool, desc.addr, PLACE_USER)
+            pool_give(&pool, desc.addr, PLACE_USER)
             continue
-        if rewrite.kind:
-            rewrite_packet(pool.data + desc.addr, rewrite)
-        frame_move(pool, desc.addr, PLACE_USER, PLACE_TX)
-        tx_slot(&dst.tx, tx_first + sent)[0] = desc
+        if change.kind:
+            rewrite_packet(pool.data + desc.addr, &change)
+        frame_move(&pool, desc.addr, PLACE_USER, PLACE_TX)
+        tx_slot(&tx, tx_first + sent)[0] = desc
         tx_bytes += desc.len
         sent += 1
 
+    src.pool[0] = pool
     ring_submit(&dst.tx, sent)
     dst.tx_lent += sent
     ring_release(&src.rx, received)

@@ -103,7 +103,9 @@ def describe_attached(ifindex: int) -> Attached:
     with contextlib.suppress(KernelError):  # needs CAP_SYS_ADMIN
         name = _bpf.program_name(program_id)
         # ifindex repeats across network namespaces; the program id does not.
-        link_id = next((i for i, on, prog in _bpf.xdp_links() if (on, prog) == (ifindex, program_id)), 0)
+        link_id = next(
+            (i for i, on, prog in _bpf.xdp_links() if (on, prog) == (ifindex, program_id)), 0
+        )
     pids = _holders(link_id) if link_id else ()
     return Attached(_ATTACHED.get(mode, "multi"), program_id, name, link_id, pids)
 

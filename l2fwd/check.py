@@ -24,6 +24,7 @@ from l2fwd.abi import (
     XDP_MAX_TX_SKB_BUDGET,
     XDP_PACKET_HEADROOM,
 )
+from l2fwd.bpf import describe_attached
 from l2fwd.errors import ConfigError, L2fwdError
 from l2fwd.link import INITIAL_NETNS, Link, features, find_link, find_peer, in_netns
 from l2fwd.netdev import XdpFeatures, xdp_features
@@ -44,9 +45,6 @@ _CAP_SYS_ADMIN: Final = 21  # bpf_capable: stands for CAP_BPF
 # xp_assign_dev wants room for the MTU with header, two VLAN tags and checksum (ETH_PAD_LEN) ...
 _ZERO_COPY_PAD_BYTES: Final = 26
 _ZERO_COPY_ALIGN_BYTES: Final = 128  # ... in what NICs can be told of a buffer's size
-
-# These have no address filter: a program sees every frame of theirs.
-_UNFILTERED_KINDS: Final = ("veth", "tun")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +68,9 @@ class Finding:
     subject: str
     what: str
     remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.what}" + (f"; {self.remedy}" if self.remedy else "")
 
 
 def check_host() -> list[Finding]:
@@ -113,6 +114,20 @@ def check_link(name: str, *, frame_size: int = 2048, headroom: int = 0) -> list[
         _program(link),
         *_veth(link, peer),
     ]
+
+
+def check_packets(name: str) -> list[Finding]:
+    """Return what would spoil packets on their way: offloads of a link and of its veth peer.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such link.
+    """
+    link = find_link(name)
+    xdp = xdp_features(link.ifindex)
+    findings = [*_offloads(link, features(name), xdp), *_veth(link, _find_peer(link))]
+    return [finding for finding in findings if finding.level != "ok"]
 
 
 # The host
@@ -355,19 +370,17 @@ def _offloads(link: Link, offloads: dict[str, bool], xdp: XdpFeatures | None) ->
 def _promiscuity(link: Link) -> Finding:
     if link.is_promiscuous:
         return Finding("ok", link.ifname, "promiscuous")
-    if link.kind in _UNFILTERED_KINDS:
-        return Finding("ok", link.ifname, f"not promiscuous: {link.kind} has no address filter")
-    lost = "not promiscuous: packets to other MAC addresses are not received"
-    remedy = f"ip link set dev {link.ifname} promisc on"
-    return Finding("warning", link.ifname, lost, remedy)
+    return Finding("ok", link.ifname, "not promiscuous; forward makes it so while it runs")
 
 
 def _program(link: Link) -> Finding:
-    if link.xdp_mode == "none":
+    attached = describe_attached(link.ifindex)
+    if not attached.program_id:
         return Finding("ok", link.ifname, "no XDP program attached")
-    what = f"XDP program {link.xdp_program_id} is attached, mode {link.xdp_mode}"
-    remedy = f"bpftool prog show id {link.xdp_program_id}"
-    return Finding("warning", link.ifname, what, remedy)
+    remedy = f"ip link set dev {link.ifname} xdp off"
+    if attached.is_ours:
+        remedy = "" if attached.pids else f"python -m l2fwd unload {link.ifname}"
+    return Finding("warning", link.ifname, f"{attached} is attached", remedy)
 
 
 def _veth(link: Link, peer: _Peer | None) -> Iterator[Finding]:

@@ -126,9 +126,7 @@ class UmemConfig:
 
     def __post_init__(self) -> None:
         if not 4 <= self.frame_count <= MAX_FRAME_COUNT:
-            raise ConfigError(
-                f"frames must be in [4, {MAX_FRAME_COUNT}], got {self.frame_count}"
-            )
+            raise ConfigError(f"frames must be in [4, {MAX_FRAME_COUNT}], got {self.frame_count}")
         if self.frame_size not in FRAME_SIZES:
             raise ConfigError(f"frame-size must be 2048 or 4096 bytes, got {self.frame_size}")
         if self.headroom < 0 or self.packet_room < ETHERNET_HEADER_BYTES:

@@ -48,6 +48,7 @@ class Engine:
         self._interval = interval
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
+        self.is_starting = False
 
     def stop(self) -> None:
         """Ask ``run`` to end.  Callable from any thread and from a signal handler."""
@@ -61,11 +62,15 @@ class Engine:
         ------
         L2fwdError
             If it cannot be started; nothing is left behind.
+        Stopped
+            If a signal came before it was ready; nothing is left behind.
         """
         with ExitStack() as undo:
             undo.callback(os.close, self._wakeup)
             undo.callback(self.path.stop)
+            self.is_starting = True
             sockets = self.path.start()
+            self.is_starting = False
             self._notify({"event": "ready", "sockets": sockets})
             first = self.path.sample()
             self._loop(first)
@@ -124,6 +129,9 @@ def stop_on_signals(engine: Engine) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         engine.stop()
+        if engine.is_starting:  # starting may wait, for a carrier or a queue: do not
+            engine.is_starting = False
+            raise Stopped
 
     before = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
     try:

@@ -13,6 +13,10 @@ EXIT_PERMISSION: Final = 3
 EXIT_UNSUPPORTED: Final = 4
 
 
+# The kernel never says ENOTSUP, which is the same number to Python.
+_NAMES: Final = errno.errorcode | {errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
+
 class L2fwdError(Exception):
     """Base of all errors of this package.
 
@@ -57,7 +61,7 @@ class KernelError(L2fwdError, OSError):
         self.operation = operation
         self.target = target
         self.remedy = remedy
-        name = errno.errorcode.get(number, str(number))
+        name = _NAMES.get(number, str(number))
         message = f"{operation} {target}: {name} ({os.strerror(number)})"
         super().__init__(number, f"{message}; {remedy}" if remedy else message)
 
@@ -77,6 +81,7 @@ class KernelError(L2fwdError, OSError):
         return EXIT_FAILED
 
 
+_NAMESPACES: Final = "run as root, or grant CAP_SYS_ADMIN and CAP_NET_ADMIN"
 _CAPABILITIES: Final = "run as root, or grant CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF"
 
 # (operation, errno) -> what the operator should do.  Source of each pair: the kernel
@@ -91,6 +96,8 @@ _REMEDIES: Final = {
     ("register UMEM", errno.EINVAL): "frame size and headroom leave no room for a packet; "
     "lower --headroom or raise --frame-size",  # xdp_umem_reg
     ("register UMEM", errno.ENOMEM): "free memory, or lower --frames",  # xdp_umem_pin_pages
+    ("map huge pages for", errno.ENOMEM): "the pool of 2 MiB pages is too small; raise it "
+    "with sysctl vm.nr_hugepages",  # hugetlb_acct_memory
     ("bind", errno.EBUSY): "another AF_XDP socket owns this queue; stop it or choose "
     "another queue with --queues",  # xp_assign_dev
     ("bind", errno.EOPNOTSUPP): "the driver has no zero-copy support; use --bind copy or "
@@ -116,6 +123,12 @@ _REMEDIES: Final = {
     "set mtu",  # veth_xdp_set
     ("attach to", errno.ENOSPC): "more TX queues at the peer than RX queues here; equal them "
     "with ethtool -L",  # veth_xdp_set
+    ("mount", errno.EPERM): _NAMESPACES,  # path_mount
+    ("create namespace", errno.EPERM): _NAMESPACES,  # copy_net_ns
+    ("create namespace", errno.EEXIST): "remove it with ip netns del, or choose another name",
+    ("create veth", errno.EPERM): _CAPABILITIES,  # rtnl_newlink
+    ("set promiscuity of", errno.EPERM): _CAPABILITIES,  # packet_create
+    ("set up", errno.EPERM): _CAPABILITIES,  # rtnl_setlink
 }
 
 

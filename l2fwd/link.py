@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -269,14 +269,16 @@ def hold_promiscuous(ifindex: int) -> socket.socket:
     ------
     KernelError
     """
-    # Protocol 0: the socket itself receives nothing.
-    holder = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     request = struct.pack("iHH8x", ifindex, _PACKET_MR_PROMISC, 0)
-    try:
-        holder.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
-    except OSError as error:
-        holder.close()
-        raise kernel_error(error.errno or 0, "set promiscuity of", f"link {ifindex}") from None
+    with ExitStack() as undo:
+        try:
+            # Protocol 0: the socket itself receives nothing.
+            holder = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+            holder.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
+        except OSError as error:
+            target = f"link {ifindex}"
+            raise kernel_error(error.errno or 0, "set promiscuity of", target) from None
+        undo.pop_all()
     return holder
 
 

@@ -11,12 +11,14 @@ import pytest
 
 from l2fwd import check
 from l2fwd import link as links
+from l2fwd.bpf import Attached
 from l2fwd.check import Finding, check_host, check_link
 from l2fwd.cli import check as verb
 from l2fwd.errors import EXIT_UNSUPPORTED
 from l2fwd.link import Link, in_netns
 from l2fwd.netdev import XdpFeatures
 
+NO_PROGRAM = Attached("none")
 NIC = {
     "ifindex": 7,
     "ifname": "nic0",
@@ -50,11 +52,12 @@ NIC_XDP = {
 def look(monkeypatch):
     """Look at a NIC that is not there: ``look(link={...}, xdp={...}, offloads={...})``."""
 
-    def look_at(*, link=(), xdp=(), offloads=(), **sizes):
+    def look_at(*, link=(), xdp=(), offloads=(), attached=NO_PROGRAM, **sizes):
         features = None if xdp is None else XdpFeatures(**(NIC_XDP | dict(xdp)))
         monkeypatch.setattr(check, "find_link", lambda name: Link(**(NIC | dict(link))))
         monkeypatch.setattr(check, "features", lambda name: dict(offloads))
         monkeypatch.setattr(check, "xdp_features", lambda ifindex: features)
+        monkeypatch.setattr(check, "describe_attached", lambda ifindex: attached)
         return check_link("nic0", **sizes)
 
     return look_at
@@ -111,15 +114,28 @@ def test_a_nic_that_is_ready_has_no_fault(look):
     [
         ({"is_up": False}, "error", "ip link set dev nic0 up"),
         ({"has_carrier": False}, "error", ""),
-        ({"is_promiscuous": False}, "warning", "ip link set dev nic0 promisc on"),
         ({"tx_queue_count": 4}, "warning", "ethtool -L nic0 rx 4"),
-        ({"xdp_mode": "skb", "xdp_program_id": 42}, "warning", "bpftool prog show id 42"),
         ({"mtu": 9000}, "error", "ip link set dev nic0 mtu 1774"),
     ],
 )
 def test_a_fault_of_the_link_comes_with_its_remedy(look, link, level, remedy):
     fault = only_fault(look(link=link))
     assert (fault.level, fault.remedy) == (level, remedy)
+
+
+@pytest.mark.parametrize(
+    ("name", "pids", "remedy"),
+    [
+        ("xdp_filter", (), "ip link set dev nic0 xdp off"),
+        ("l2fwd_afxdp", (), "python -m l2fwd unload nic0"),
+        ("l2fwd_afxdp", (7,), ""),
+    ],
+)
+def test_a_program_on_the_link_is_named_with_its_holder(look, name, pids, remedy):
+    fault = only_fault(look(attached=Attached("skb", 42, name, 0, pids)))
+    assert fault.remedy == remedy
+    assert name in fault.what
+    assert "42" in fault.what
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """``forward IN OUT``: move frames between two links until stopped."""
 
 import argparse
+from contextlib import suppress
 
 from l2fwd.config import (
     DEFAULT_BATCH_SIZE,
@@ -95,14 +96,18 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
 def run(args: argparse.Namespace) -> int:
     config = config_from(args)
 
+    from l2fwd.check import check_packets
     from l2fwd.cli.output import Printer
     from l2fwd.datapath.afxdp import AfxdpPath
-    from l2fwd.engine import Engine, stop_on_signals
+    from l2fwd.engine import Engine, Stopped, stop_on_signals
 
     with Printer(json=args.json, quiet=args.quiet) as printer:
         path = AfxdpPath(config, printer)
         engine = Engine(path, printer, duration=args.duration, interval=args.interval)
         printer.on_closed = engine.stop
-        with stop_on_signals(engine):
+        for name in (config.in_link, config.out_link):
+            for finding in check_packets(name):
+                printer({"event": "warning", "message": str(finding)})
+        with stop_on_signals(engine), suppress(Stopped):
             engine.run()
     return 0

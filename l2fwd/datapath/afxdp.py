@@ -76,13 +76,6 @@ class AfxdpPath:
                         "are forwarded; the others go to the host stack"
                     ]
                 )
-            if side.link.kind == "veth":
-                self._warn(
-                    [
-                        f"{side.name} is a veth: its peer must compute checksums itself "
-                        "(ethtool -K PEER tx off), else TCP and UDP are forwarded with bad ones"
-                    ]
-                )
 
     def _warn(self, notes: list[str]) -> None:
         for note in notes:
@@ -103,7 +96,7 @@ class AfxdpPath:
             if side.name in self._missing:
                 side.find_again()
                 self._missing.discard(side.name)
-            elif not side.is_attached():
+            elif side.attachment is not None and not side.is_attached():
                 side.detach()
                 self._notify({"event": "program_lost", "link": side.name})
         except ConfigError:
@@ -191,5 +184,7 @@ def _choose_cpus(config: ForwardConfig, workers: int) -> tuple[int | None, ...]:
             listed = ",".join(map(str, sorted(usable)))
             raise ConfigError(f"cpu {cpu} is not usable by this process; it may use {listed}")
     if len(config.cpus) != workers:
-        raise ConfigError(f"cpus names {len(config.cpus)} CPUs for {workers} workers; name one each")
+        raise ConfigError(
+            f"cpus names {len(config.cpus)} CPUs for {workers} workers; name one each"
+        )
     return config.cpus

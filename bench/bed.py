@@ -1,0 +1,178 @@
+"""The lab as a bench: frames made in the kernel, forwarded by one engine, counted at the sink.
+
+The generator has CPU 0 and offers several times what an engine carries, so the engine, on
+CPU 1, is the limit.  The sink has GRO off and drops in the stack: an XDP program there would
+copy every frame that AF_XDP sent (veth_convert_skb_to_xdp_buff).
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Final
+
+from l2fwd import link
+from l2fwd._bpf import test_run
+from l2fwd.bpf import Program
+from l2fwd.lab import Bed, Forwarder
+
+GENERATOR_CPU: Final = 0
+ENGINE_CPU: Final = 1
+_LIVE_FRAMES: Final = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
+_FRAMES_PER_RUN: Final = 1 << 24  # a run costs 20 ms to set up
+_FRAMES_PER_BATCH: Final = 256  # TEST_XDP_MAX_BATCH
+_HEADER: Final = bytes.fromhex("02 00 00 01 01 02  02 00 00 01 01 01  88 b5")  # experimental
+_FLOW_SECONDS: Final = 20.0  # testpmd takes a few to start
+_WARM_UP_SECONDS: Final = 0.3
+_STOP_SECONDS: Final = 5.0
+
+
+@contextmanager
+def bench_bed() -> Iterator[Bed]:
+    """Make the lab, with a sink that costs the engine little."""
+    with Bed(f"l2fwd-bench{os.getpid()}") as bed:
+        with link.in_netns(bed.sink):
+            link.set_features("s0", {"generic-receive-offload": False})
+        yield bed
+
+
+def forward_rate(engine: AbstractContextManager[object], bed: Bed, size: int, seconds: float) -> float:
+    """Return the frames of ``size`` bytes per second that reach the sink through ``engine``."""
+    with engine, _helper(bed.gen, "generate", str(size)):
+        _wait_for_flow(bed)
+        time.sleep(_WARM_UP_SECONDS)
+        began, before = time.monotonic(), _received(bed)
+        time.sleep(seconds)
+        return (_received(bed) - before) / (time.monotonic() - began)
+
+
+def ours(bed: Bed) -> AbstractContextManager[object]:
+    """Return our engine, copy mode, one worker."""
+    return _ready_forwarder(bed)
+
+
+def packet_loop(bed: Bed) -> AbstractContextManager[object]:
+    """Return a Python loop over two AF_PACKET sockets: what one writes without AF_XDP."""
+    return _helper(bed.fwd, "loop")
+
+
+def testpmd(bed: Bed) -> AbstractContextManager[object]:
+    """Return DPDK's forwarder over its AF_XDP driver, one worker, descriptors untouched."""
+    return _testpmd(bed)
+
+
+def peers() -> dict[str, Callable[[Bed], AbstractContextManager[object]]]:
+    """Return the engines to compare with that are here."""
+    found = {"af_packet_python": packet_loop}
+    if shutil.which("dpdk-testpmd"):
+        found["dpdk_testpmd_af_xdp"] = testpmd
+    return found
+
+
+@contextmanager
+def _ready_forwarder(bed: Bed) -> Iterator[None]:
+    arguments = ["f0", "f1", "--bind", "copy", "--cpus", str(ENGINE_CPU), "--interval", "0"]
+    with Forwarder(bed.fwd, arguments) as forwarder:
+        for _ in forwarder.wait_for("ready", _FLOW_SECONDS):
+            pass
+        yield
+        forwarder.stop()
+
+
+@contextmanager
+def _testpmd(bed: Bed) -> Iterator[None]:
+    devices = [f"--vdev=net_af_xdp{i},iface=f{i},force_copy=1" for i in range(2)]
+    command = [
+        *("dpdk-testpmd", "-l", f"{GENERATOR_CPU},{ENGINE_CPU}", "--no-huge", "-m", "512"),
+        *("--no-pci", "--no-telemetry", f"--file-prefix={bed.name}", *devices, "--"),
+        *("--forward-mode=io", "--auto-start", "--nb-cores=1", "--total-num-mbufs=16384"),
+    ]
+    with _process(bed.fwd, command) as process:
+        yield
+        assert process.stdin is not None
+        process.stdin.write(b"\n")  # "Press enter to exit"
+        process.stdin.close()
+        process.wait(_STOP_SECONDS)
+
+
+@contextmanager
+def _helper(netns: str, *arguments: str) -> Iterator[None]:
+    """Run a function of this file in a process of its own."""
+    with _process(netns, [sys.executable, __file__, *arguments]):
+        yield
+
+
+@contextmanager
+def _process(netns: str, command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    with link.in_netns(netns):
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_for_flow(bed: Bed) -> None:
+    deadline = time.monotonic() + _FLOW_SECONDS
+    before = _received(bed)
+    while _received(bed) == before:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no frame reached the sink in {_FLOW_SECONDS:g} s")
+        time.sleep(0.01)
+
+
+def _received(bed: Bed) -> int:
+    """Return what s0 has received, from the kernel's own counters."""
+    with link.in_netns(bed.sink):
+        lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
+    (line,) = (line for line in lines if line.strip().startswith("s0:"))
+    return int(line.split(":")[1].split()[1])
+
+
+def _generate(size: int) -> None:
+    """Send frames on g0 for ever, as fast as the kernel makes them."""
+    os.sched_setaffinity(0, {GENERATOR_CPU})
+    program = Program("lab_send")
+    program.load()
+    ifindex = link.find_link("g0").ifindex
+    packet = _HEADER.ljust(size, b"\0")
+    while True:
+        test_run(
+            program.fd,
+            packet,
+            repeat=_FRAMES_PER_RUN,
+            flags=_LIVE_FRAMES,
+            ingress_ifindex=ifindex,
+            batch_size=_FRAMES_PER_BATCH,
+        )
+
+
+def _loop() -> None:
+    """Forward from f0 to f1 for ever, a frame a turn."""
+    os.sched_setaffinity(0, {ENGINE_CPU})
+    receiver, sender = (socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) for _ in range(2))
+    receiver.bind(("f0", int.from_bytes(_HEADER[12:], "big")))
+    sender.bind(("f1", 0))
+    frame = memoryview(bytearray(2048))
+    receive, send = receiver.recv_into, sender.send
+    while True:
+        length = receive(frame)
+        try:
+            send(frame[:length])
+        except OSError:  # ENOBUFS: the veth is full, the frame is lost
+            continue
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "generate":
+        _generate(int(sys.argv[2]))
+    else:
+        _loop()

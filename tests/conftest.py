@@ -1,0 +1,298 @@
+"""Fixtures: a veth bed, a forwarder as a child process, frames on the wire, leak probes."""
+
+import ctypes
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from l2fwd import link
+from l2fwd.lab import Bed
+
+ETHERTYPE = 0x88B5  # IEEE 802 local experimental
+READY_SECONDS = 20
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("privileged") and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root: sudo make test"))
+
+
+# Leak probes
+
+
+def bpf_ids(command):
+    """List all ids that bpf(2) enumerates with ``command`` (*_GET_NEXT_ID)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    found, last = set(), 0
+    while True:
+        attr = ctypes.create_string_buffer(struct.pack("III", last, 0, 0), 128)
+        if libc.syscall(321, command, attr, 128) < 0:
+            return found
+        last = struct.unpack_from("II", attr.raw)[1]
+        found.add(last)
+
+
+def xdp_sockets():
+    """Count AF_XDP sockets on this machine."""
+    row = re.search(r"^XDP\s+\d+\s+(\d+)", Path("/proc/net/protocols").read_text(), re.MULTILINE)
+    return int(row[1])
+
+
+def pinned_pages():
+    """Count pages pinned for UMEMs and the like."""
+    counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(counts["nr_foll_pin_acquired"]) - int(counts["nr_foll_pin_released"])
+
+
+def kernel_objects():
+    """Return what a test may leave behind: programs, maps, links, sockets, pages, namespaces."""
+    return {
+        "programs": bpf_ids(11),
+        "maps": bpf_ids(12),
+        "links": bpf_ids(31),
+        "sockets": set(range(xdp_sockets())),
+        "pages": set(range(max(0, pinned_pages()))),
+        "namespaces": set(link.list_netns()),
+    }
+
+
+def left_over(before):
+    now = kernel_objects()
+    return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request):
+    """Every privileged test leaves the kernel as it found it; freeing may take a moment."""
+    if not request.node.get_closest_marker("privileged") or os.geteuid() != 0:
+        yield
+        return
+    before = kernel_objects()
+    yield
+    deadline = time.monotonic() + 5
+    while left_over(before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left_over(before) == {}
+
+
+# The bed
+
+
+@pytest.fixture
+def make_bed(request):
+    """Make beds of unique name; they go away with the test."""
+    beds = []
+
+    def make(**settings):
+        bed = Bed(f"t{uuid4().hex[:8]}", **settings)
+        bed.up()
+        beds.append(bed)
+        return bed
+
+    yield make
+    for bed in beds:
+        bed.down()
+
+
+@pytest.fixture
+def bed(make_bed):
+    """A bed with one queue per link."""
+    return make_bed()
+
+
+class Forwarder:
+    """``python -m l2fwd forward`` in a bed's middle namespace, and the events it prints."""
+
+    def __init__(self, netns, *arguments, environment=None, verb="forward"):
+        self.process = subprocess.Popen(
+            [
+                "nsenter",
+                f"--net=/run/netns/{netns}",
+                sys.executable,
+                "-m",
+                "l2fwd",
+                verb,
+                *map(str, arguments),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | (environment or {}),
+        )
+        self.events = []
+        self._queue = queue.Queue()
+        self._stderr = []
+        self._threads = [
+            threading.Thread(target=self._read_events, daemon=True),
+            threading.Thread(target=self._read_stderr, daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _read_events(self):
+        for line in self.process.stdout:
+            self._queue.put(json.loads(line))
+        self._queue.put(None)
+
+    def _read_stderr(self):
+        self._stderr.extend(self.process.stderr)
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    @property
+    def stderr(self):
+        return "".join(self._stderr)
+
+    def wait_for(self, kind, seconds=READY_SECONDS):
+        """Return the next event of ``kind``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                event = self._queue.get(timeout=max(0.001, deadline - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(
+                    f"no {kind!r} event within {seconds} s: {self.events}"
+                ) from None
+            assert event is not None, f"ended without a {kind!r} event: {self.stderr}"
+            self.events.append(event)
+            if event["event"] == kind:
+                return event
+
+    def stop(self, number=signal.SIGTERM):
+        """Signal it, and return its summary; it must exit 0."""
+        self.process.send_signal(number)
+        summary = self.wait_for("summary")
+        assert self.wait() == 0, self.stderr
+        return summary
+
+    def kill(self):
+        self.process.kill()
+        return self.wait()
+
+    def wait(self, seconds=10):
+        code = self.process.wait(seconds)
+        for thread in self._threads:
+            thread.join(seconds)
+        for stream in (self.process.stdout, self.process.stderr):
+            stream.close()
+        return code
+
+
+@pytest.fixture
+def forward(request):
+    """Start forwarders in a bed and wait until they are ready; none outlives the test."""
+    running = []
+
+    def start(bed, *arguments, links=("f0", "f1"), ready=True, **settings):
+        forwarder = Forwarder(bed.fwd, *links, "--json", *arguments, **settings)
+        running.append(forwarder)
+        if ready:
+            forwarder.wait_for("ready")
+        return forwarder
+
+    yield start
+    for forwarder in running:
+        if forwarder.process.poll() is None:
+            forwarder.kill()
+
+
+class Wire:
+    """A raw socket at each outer end of a bed."""
+
+    def __init__(self, bed):
+        self.gen = self._open(bed.gen, "g0")
+        self.sink = self._open(bed.sink, "s0")
+
+    @staticmethod
+    def _open(netns, ifname):
+        with link.in_netns(netns):
+            end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE))
+            end.bind((ifname, ETHERTYPE))
+        end.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
+        end.settimeout(2)
+        return end
+
+    @staticmethod
+    def frame(number, length=60):
+        head = bytes.fromhex("020000000002") + bytes.fromhex("020000000001")
+        head += struct.pack(">HI", ETHERTYPE, number)
+        return (head + bytes((number + i) & 0xFF for i in range(length)))[:length]
+
+    def send(self, count, *, first=0, length=60, source=None):
+        """Send numbered frames; return them."""
+        frames = [self.frame(first + i, length) for i in range(count)]
+        for frame in frames:
+            (source or self.gen).send(frame)
+        return frames
+
+    def receive(self, count, *, end=None, seconds=2.0):
+        """Return up to ``count`` frames, as many as come within ``seconds``."""
+        end = end or self.sink
+        frames = []
+        deadline = time.monotonic() + seconds
+        while len(frames) < count and time.monotonic() < deadline:
+            end.settimeout(max(0.001, deadline - time.monotonic()))
+            try:
+                data, (_, _, kind, *_) = end.recvfrom(65536)
+            except TimeoutError:
+                break
+            except OSError:  # said once, after the link was down
+                continue
+            if kind != socket.PACKET_OUTGOING:
+                frames.append(data)
+        return frames
+
+    def carries(self, seconds=2.0):
+        """Tell whether a fresh frame gets through within ``seconds``, trying every 10 ms."""
+        deadline = time.monotonic() + seconds
+        number = int(time.monotonic() * 1e6) & 0x7FFFFFFF
+        while time.monotonic() < deadline:
+            number += 1
+            (frame,) = self.send(1, first=number)
+            if frame in self.receive(64, seconds=0.01):
+                return True
+        return False
+
+    def close(self):
+        self.gen.close()
+        self.sink.close()
+
+
+@pytest.fixture
+def open_wire():
+    """Open the ends of a bed."""
+    wires = []
+
+    def open_it(bed):
+        wires.append(Wire(bed))
+        return wires[-1]
+
+    yield open_it
+    for wire in wires:
+        wire.close()
+
+
+@pytest.fixture
+def in_fwd():
+    """Run a function in a bed's middle namespace."""
+
+    def run(bed, function, *arguments, **settings):
+        with link.in_netns(bed.fwd):
+            return function(*arguments, **settings)
+
+    return run
