@@ -30,6 +30,8 @@ _HEADER: Final = bytes.fromhex("02 00 00 01 01 02  02 00 00 01 01 01  88 b5")  #
 _FLOW_SECONDS: Final = 20.0  # testpmd takes a few to start
 _WARM_UP_SECONDS: Final = 0.3
 _STOP_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.5
+_QUIET_CPUS: Final = 0.1
 
 
 @contextmanager
@@ -49,6 +51,25 @@ def forward_rate(engine: AbstractContextManager[object], bed: Bed, size: int, se
         began, before = time.monotonic(), _received(bed)
         time.sleep(seconds)
         return (_received(bed) - before) / (time.monotonic() - began)
+
+
+def wait_until_quiet(seconds: float) -> bool:
+    """Wait for at most so long until nothing else keeps a CPU busy; tell whether it came."""
+    deadline = time.monotonic() + seconds
+    while True:
+        before = _idle_seconds()
+        time.sleep(_LOOK_SECONDS)
+        cpus = os.cpu_count() or 1
+        busy = cpus - (_idle_seconds() - before) / _LOOK_SECONDS
+        if busy < _QUIET_CPUS:
+            return True
+        if time.monotonic() > deadline:
+            return False
+
+
+def _idle_seconds() -> float:
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")  # idle, iowait
 
 
 def ours(bed: Bed) -> AbstractContextManager[object]:
@@ -111,7 +132,11 @@ def _helper(netns: str, *arguments: str) -> Iterator[None]:
 def _process(netns: str, command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
     with link.in_netns(netns):
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a scheduling group of its own, as the Forwarder has
         )
     try:
         yield process

@@ -116,11 +116,12 @@ def bed(make_bed):
 class Forwarder:
     """``python -m l2fwd forward`` in a bed's middle namespace, and the events it prints."""
 
-    def __init__(self, netns, *arguments, environment=None, verb="forward"):
+    def __init__(self, netns, *arguments, environment=None, verb="forward", prefix=()):
         self.process = subprocess.Popen(
             [
                 "nsenter",
                 f"--net=/run/netns/{netns}",
+                *prefix,
                 sys.executable,
                 "-m",
                 "l2fwd",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -281,3 +282,32 @@ def test_a_socket_that_dies_for_good_reports_its_reason(bed, forward, shim):
     assert "ENXIO" in forwarder.wait_for("port_down", 3)["reason"]
     forwarder.wait_for("port_up", 3)
     forwarder.stop()
+
+
+@pytest.fixture
+def memory_cgroup():
+    """A memory control group of 48 MiB."""
+    for root, limit in (
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        ("/sys/fs/cgroup", "memory.max"),
+    ):
+        folder = Path(root) / f"l2fwd-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+            (folder / limit).write_text(str(48 << 20))
+        except OSError:
+            continue
+        yield folder
+        folder.rmdir()
+        return
+    pytest.skip("no writable memory control group here")
+
+
+def test_out_of_memory_leaves_nothing_attached(bed, forward, memory_cgroup):
+    """X11"""
+    join = ["sh", "-c", f'echo $$ > {memory_cgroup}/cgroup.procs; exec "$@"', "sh"]
+    forwarder = forward(bed, "--frames", 65536, prefix=join, ready=False)
+    assert forwarder.wait(30) != 0
+    assert "Traceback" not in forwarder.stderr
+    with link.in_netns(bed.fwd):
+        assert link.find_link("f0").xdp_mode == link.find_link("f1").xdp_mode == "none"

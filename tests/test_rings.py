@@ -137,6 +137,20 @@ def test_a_hostile_rx_descriptor_is_counted_and_its_frame_never_used_again(bad):
     assert right.port.counters()["tx_packets"] == 1, "the next valid packet goes through"
 
 
+@release_build_only
+def test_valid_neighbours_of_a_hostile_descriptor_are_sent_without_a_gap():
+    """R4: only as many slots are submitted as were written."""
+    _, left, right = make_queues(fill_target=8)
+    right.on_kick = lambda: 0
+    good = left.rings["fill"].take(5)[:4] + np.uint64(256)
+    descs = np.concatenate([desc(addr, 60 + i) for i, addr in enumerate(good)])
+    left.rings["rx"].put(np.concatenate([descs[:1], desc(2**40), descs[1:]]))
+    worker = Worker(left.port, right.port)
+    assert worker.turn() == 5
+    assert right.transmit()["addr"].tolist() == good.tolist()
+    assert_every_frame_is_accounted_for(worker)
+
+
 def test_a_packet_that_just_fits_its_frame_is_forwarded():
     """R4: the bounds themselves are valid."""
     _, left, right = make_queues(fill_target=8)

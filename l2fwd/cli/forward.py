@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="fail rather than fall back")
     add("--chain", action="store_true", help="attach by libxdp's dispatcher, beside others")
     add("--bind", default="auto", help="auto (default), copy or zero-copy")
-    add("-b", "--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="packets per burst (64)")
+    add("-b", "--batch-size", type=int, help="packets per burst (64, or the ring size if less)")
     add("-f", "--frame-size", type=int, default=2048, help="bytes per frame: 2048 or 4096")
     add("--frames", type=int, help="frames per worker (4 x ring size)")
     add("--headroom", type=int, default=0, help="bytes kept free before each packet (0)")
@@ -61,6 +61,9 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         if value is not None and not 0 <= value < 1e9:
             raise ConfigError(f"{name} must be a number of seconds from 0 on, got {value}")
     frames = 4 * args.ring_size if args.frames is None else args.frames
+    batch_size = args.batch_size
+    if batch_size is None:
+        batch_size = min(DEFAULT_BATCH_SIZE, args.ring_size)
     socket = SocketConfig(
         ring_size=args.ring_size,
         bind_mode=choose(BindMode, args.bind, "bind"),
@@ -75,9 +78,7 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         mode=choose(AttachMode, args.mode, "mode"),
         strict=args.strict,
         chain=args.chain,
-        batch_size=min(args.batch_size, args.ring_size)
-        if args.batch_size == DEFAULT_BATCH_SIZE
-        else args.batch_size,
+        batch_size=batch_size,
         busy_poll=args.busy_poll,
         umem=UmemConfig(
             frame_count=frames,

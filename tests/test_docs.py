@@ -1,0 +1,55 @@
+"""What the README says works as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from l2fwd.__main__ import VERBS
+from l2fwd.cli import forward
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.privileged
+def test_the_library_example_runs(bed):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    subprocess.run(
+        ["nsenter", f"--net=/run/netns/{bed.fwd}", sys.executable, "-c", code],
+        check=True,
+        timeout=60,
+    )
+
+
+def test_every_verb_is_in_the_readme_and_every_verb_of_it_exists():
+    table = README.split("## The command line")[1].split("`VERB --help`")[0]
+    named = set(re.findall(r"^\| `(\w+)", table, re.MULTILINE))
+    assert named == set(VERBS)
+
+
+def test_every_option_in_the_readme_exists():
+    class Recorder(list):
+        def add_argument(self, *names, **settings):
+            self.extend(names)
+
+    known = Recorder()
+    forward.add_arguments(known)
+    table = README.split("The ones that matter most")[1].split("Exit codes")[0]
+    for option in re.findall(r"`(--[a-z-]+)", table):
+        assert option in known, option
+
+
+def test_every_link_in_the_documents_leads_somewhere():
+    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
+            assert (ROOT / target).exists(), f"{document}: {target}"
+
+
+def test_every_file_in_the_architecture_exists():
+    layers = (ROOT / "ARCHITECTURE.md").read_text().split("```")[1]
+    for name in re.findall(r"[\w/]+\.(?:py|pyx|pxd|bpf\.c|h)\b", layers):
+        places = [ROOT, ROOT / "l2fwd", ROOT / "l2fwd" / "datapath"]
+        assert any((place / name).exists() for place in places), name
