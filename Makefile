@@ -4,23 +4,24 @@ PYTHON ?= python3
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 VENV := .venv
 BIN := $(VENV)/bin
+export L2FWD_DEBUG ?= 0
+KIND := $(if $(filter 1,$(L2FWD_DEBUG)),debug,release)
 SOURCES := setup.py pyproject.toml $(wildcard l2fwd/*.pyx l2fwd/*.pxd kern/*)
 
 .PHONY: build debug demo test lint bench clean system
 
-build: $(VENV)/.built        ## compile extensions and BPF objects in place
+build: $(VENV)/.built-$(KIND) ## compile extensions and BPF objects in place
 
-debug: $(VENV)/.deps         ## the same with frame states that abort on an illegal move
-	rm -rf build l2fwd/*.so $(VENV)/.built
-	L2FWD_DEBUG=1 $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e .
+debug:                       ## the same with frame places that abort on an illegal move
+	$(MAKE) build L2FWD_DEBUG=1
 
 demo: build                  ## forward real frames between two veth links and account for them
 	$(SUDO) $(BIN)/python -m l2fwd lab demo --duration 5
 
-test: build                  ## the whole test suite; root, in namespaces of its own
+test: build                  ## the whole test suite, as root; L2FWD_DEBUG=1 for the debug build
 	$(SUDO) $(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.deps          ## style and types
+lint: build                  ## style and types
 	export PATH="$$PWD/$(BIN):$$PATH"; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && \
 	$(BIN)/cython-lint l2fwd/*.pyx l2fwd/*.pxd && $(BIN)/codespell && \
 	$(BIN)/clang-format --dry-run -Werror kern/*.[ch] bench/*.c
@@ -40,7 +41,7 @@ $(VENV)/.deps: pyproject.toml install-packages
 	$(BIN)/python -m pip install -q --disable-pip-version-check -U 'setuptools>=77' 'Cython>=3.1'
 	touch $@
 
-$(VENV)/.built: $(VENV)/.deps $(SOURCES)
-	rm -rf build l2fwd/*.so
+$(VENV)/.built-$(KIND): $(VENV)/.deps $(SOURCES)
+	rm -rf build l2fwd/*.so $(VENV)/.built-*
 	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation -e '.[dev,bench,tui]'
 	touch $@

@@ -43,7 +43,9 @@ def bench_bed() -> Iterator[Bed]:
         yield bed
 
 
-def forward_rate(engine: AbstractContextManager[object], bed: Bed, size: int, seconds: float) -> float:
+def forward_rate(
+    engine: AbstractContextManager[object], bed: Bed, size: int, seconds: float
+) -> float:
     """Return the frames of ``size`` bytes per second that reach the sink through ``engine``."""
     with engine, _helper(bed.gen, "generate", str(size)):
         _wait_for_flow(bed)
@@ -89,6 +91,7 @@ def testpmd(bed: Bed) -> AbstractContextManager[object]:
 
 def peers() -> dict[str, Callable[[Bed], AbstractContextManager[object]]]:
     """Return the engines to compare with that are here."""
+    found: dict[str, Callable[[Bed], AbstractContextManager[object]]]
     found = {"af_packet_python": packet_loop}
     if shutil.which("dpdk-testpmd"):
         found["dpdk_testpmd_af_xdp"] = testpmd
@@ -116,8 +119,7 @@ def _testpmd(bed: Bed) -> Iterator[None]:
     with _process(bed.fwd, command) as process:
         yield
         assert process.stdin is not None
-        process.stdin.write(b"\n")  # "Press enter to exit"
-        process.stdin.close()
+        process.stdin.close()  # "Press enter to exit"
         process.wait(_STOP_SECONDS)
 
 
@@ -138,11 +140,11 @@ def _process(netns: str, command: list[str]) -> Iterator["subprocess.Popen[bytes
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a scheduling group of its own, as the Forwarder has
         )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _wait_for_flow(bed: Bed) -> None:

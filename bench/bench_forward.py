@@ -25,7 +25,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest imports a bench without its directory
 
-import bed as bench  # noqa: E402
+import bed as bench
 
 NAME: Final = "forward_pps"
 GOAL: Final = 1.0

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* Generator of the benches: BPF_PROG_TEST_RUN makes the frames, this sends each by the link
- * that the run names as its ingress.
+/* Generator of the benches: BPF_PROG_TEST_RUN makes live frames of a packet, and this sends
+ * each by the link that the run names as its ingress.  The frames are used again as the path
+ * left them, which is unchanged: AF_XDP in copy mode takes a copy.
  */
 #include "l2fwd.h"
 
@@ -9,9 +10,6 @@
 SEC("xdp")
 int l2fwd_lab_send(struct xdp_md *ctx)
 {
-	/* A frame comes back from the peer shortened or marked only if a forwarder wrote into
-	 * it; in copy mode none does, so nothing has to be restored here.
-	 */
 	(void)ctx;
 	return XDP_TX;
 }

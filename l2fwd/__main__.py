@@ -2,10 +2,11 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Final, NoReturn
+
+from l2fwd.cli import silence_stdout
 
 VERSION: Final = "0.1.0"
 VERBS: Final = {
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _top_parser().parse_args(arguments or ["--help"])
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has gone: nothing left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        silence_stdout()
         return 0
     return 2
 
@@ -51,7 +52,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     if args.verbose:
         import logging
 
-        logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("l2fwd").setLevel(logging.DEBUG)
     try:
         return int(module.run(args))
     except L2fwdError as error:

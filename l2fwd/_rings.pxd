@@ -96,8 +96,15 @@ cdef inline const xdp_desc* rx_slot(ConsumerRing* rx, uint32_t index) noexcept n
     return &(<const xdp_desc*>rx.ring.slots)[index & rx.ring.mask]
 
 
-cdef inline uint64_t completion_slot(ConsumerRing* completion, uint32_t index) noexcept nogil:
-    return (<const uint64_t*>completion.ring.slots)[index & completion.ring.mask]
+cdef inline const uint64_t* completion_slot(ConsumerRing* completion,
+                                            uint32_t index) noexcept nogil:
+    return &(<const uint64_t*>completion.ring.slots)[index & completion.ring.mask]
+
+
+cdef inline uint32_t slots_before_wrap(const Ring* ring, uint32_t index,
+                                       uint32_t count) noexcept nogil:
+    """How many of ``count`` slots from ``index`` on lie in one piece; the rest starts at 0."""
+    return min(count, ring.size - (index & ring.mask))
 
 
 cdef inline uint32_t ring_reserve(ProducerRing* end, uint32_t count,
@@ -170,13 +177,6 @@ cdef inline void frame_move(FramePool* pool, uint64_t addr, uint8_t before,
         if pool.places[addr // pool.frame_size] != before:
             frame_abort(pool, addr, before, after)
         pool.places[addr // pool.frame_size] = after
-
-
-cdef inline uint64_t pool_take(FramePool* pool, uint8_t place) noexcept nogil:
-    """Take the address of a free frame; the caller has checked ``pool.count``."""
-    pool.count -= 1
-    frame_move(pool, pool.addrs[pool.count], PLACE_POOL, place)
-    return pool.addrs[pool.count]
 
 
 cdef inline void pool_give(FramePool* pool, uint64_t addr, uint8_t place) noexcept nogil:

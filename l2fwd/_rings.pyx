@@ -10,7 +10,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdio cimport fprintf, stderr
 from libc.stdlib cimport abort, calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from l2fwd._xdp cimport MSG_DONTWAIT, recvfrom, sendto
 
@@ -60,42 +60,61 @@ cdef int kick_rx_socket(int fd) noexcept nogil:
 
 cdef uint32_t refill(PortState* port) noexcept nogil:
     """Lend pool frames to the kernel until ``fill_target`` are out; return how many."""
-    # A copy, so that its members stay in registers: a store to a slot could alias them.
-    cdef FramePool pool = port.pool[0]
+    cdef FramePool* pool = port.pool
     cdef uint32_t first = 0
-    cdef uint32_t i
     cdef uint32_t count = min(port.fill_target - port.rx_lent, pool.count)
+    cdef uint32_t head, i
     if count == 0:
         return 0
     count = ring_reserve(&port.fill, count, &first)
-    for i in range(count):
-        fill_slot(&port.fill, first + i)[0] = pool_take(&pool, PLACE_RX)
+    pool.count -= count
+    if L2FWD_DEBUG:
+        for i in range(count):
+            frame_move(pool, pool.addrs[pool.count + i], PLACE_POOL, PLACE_RX)
+    head = slots_before_wrap(&port.fill.ring, first, count)
+    memcpy(fill_slot(&port.fill, first), pool.addrs + pool.count, head * sizeof(uint64_t))
+    memcpy(port.fill.ring.slots, pool.addrs + pool.count + head,
+           (count - head) * sizeof(uint64_t))
     ring_submit(&port.fill, count)
     port.rx_lent += count
-    port.pool[0] = pool
     return count
+
+
+cdef void take_back(PortState* port, const uint64_t* slots, uint32_t count) noexcept nogil:
+    """Put the completed frames in ``slots`` into the pool; lose those out of bounds."""
+    cdef FramePool* pool = port.pool
+    cdef uint64_t* top = pool.addrs + pool.count
+    cdef uint64_t mask = pool.frame_mask
+    cdef uint64_t seen = 0
+    cdef uint32_t i
+    # No branch in the loop, so that it is a vector one: no address exceeds the OR of all.
+    for i in range(count):
+        seen |= slots[i]
+        top[i] = slots[i] & mask
+    if seen < pool.umem_size and not L2FWD_DEBUG:
+        pool.count += count
+        return
+    for i in range(count):
+        if top[i] < pool.umem_size:
+            pool_give(pool, top[i], PLACE_TX)
+        else:
+            port.counters.completion_invalid += 1
+            pool.lost_frames += 1
 
 
 cdef uint32_t reclaim(PortState* port) noexcept nogil:
     """Take every transmitted frame back into the pool; return how many."""
-    cdef FramePool pool = port.pool[0]      # a copy: see refill
     cdef uint32_t first = 0
-    cdef uint32_t i
-    cdef uint64_t addr
+    cdef uint32_t head
     # Never more than are out: a kernel that completes a frame twice cannot overfill the pool.
     cdef uint32_t count = ring_peek(&port.completion, port.tx_lent, &first)
     if count == 0:
         return 0
-    for i in range(count):
-        addr = completion_slot(&port.completion, first + i)
-        if unlikely(addr >= pool.umem_size, 0):
-            port.counters.completion_invalid += 1
-            pool.lost_frames += 1
-            continue
-        pool_give(&pool, addr, PLACE_TX)
+    head = slots_before_wrap(&port.completion.ring, first, count)
+    take_back(port, completion_slot(&port.completion, first), head)
+    take_back(port, completion_slot(&port.completion, first + head), count - head)
     ring_release(&port.completion, count)
     port.tx_lent -= count
-    port.pool[0] = pool
     return count
 
 

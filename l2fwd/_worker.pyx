@@ -30,10 +30,12 @@ cdef enum:
 
 
 cdef inline bint packet_is_usable(const FramePool* pool, const xdp_desc* desc) noexcept nogil:
-    """Tell whether all of ``desc`` lies inside one frame of the UMEM."""
+    """Tell whether all of ``desc`` lies inside one frame of the UMEM, and is all of a packet."""
     cdef uint64_t offset = desc.addr & (pool.frame_size - 1)
+    # Options above the length: any option makes it too long.
+    cdef uint64_t length = <uint64_t>desc.options << 32 | desc.len
     return (desc.addr < pool.umem_size and desc.len >= ETHERNET_HEADER_BYTES
-            and desc.len <= pool.frame_size - offset and desc.options == 0)
+            and length <= pool.frame_size - offset)
 
 
 cdef inline void lose_frame(FramePool* pool, uint64_t addr) noexcept nogil:

@@ -14,7 +14,7 @@ EXIT_UNSUPPORTED: Final = 4
 
 
 # The kernel never says ENOTSUP, which is the same number to Python.
-_NAMES: Final = errno.errorcode | {errno.EOPNOTSUPP: "EOPNOTSUPP"}
+_NAMES: Final = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 
 class L2fwdError(Exception):

@@ -250,6 +250,19 @@ def test_what_must_be_native_is_refused_on_a_bridge(bed, bridge, forward, option
     assert attached(bed, "f1").program_id == 0
 
 
+def test_it_ends_cleanly_when_nobody_reads_its_output_any_more(bed):
+    command = f"{sys.executable} -m l2fwd forward f0 f1 --interval 0.05 | head -n 3"
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{bed.fwd}", "bash", "-c", f"set -o pipefail; {command}"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert attached(bed, "f0").program_id == 0
+
+
 def test_help_needs_no_numpy_and_no_pyroute2():
     for verb in ("forward", "lab", "check", "unload"):
         done = subprocess.run(

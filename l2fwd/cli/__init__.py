@@ -3,3 +3,13 @@
 No logic here: a verb is a few lines over a library call a user could make too.  What is slow
 to import is imported in ``run``, so that ``--help`` answers at once.
 """
+
+import os
+import sys
+
+
+def silence_stdout() -> None:
+    """Send what is still to be printed nowhere: the reader of our output has gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

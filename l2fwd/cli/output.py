@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from l2fwd.cli import silence_stdout
 from l2fwd.stats import drops_text
 
 _COLUMNS: Final = ("rx/s", "tx/s", "drop/s", "rx Mbit/s", "tx Mbit/s")
@@ -44,6 +45,7 @@ class Printer:
         try:
             self._print(event)
         except BrokenPipeError:
+            silence_stdout()
             self.on_closed()
 
     def _print(self, event: dict[str, Any]) -> None:

@@ -1,0 +1,100 @@
+"""What is built: the wheel's content, the messages of a build that lacks something, the BTF."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from l2fwd import abi
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of what git tracks."""
+    listed = subprocess.run(
+        ["git", "-c", f"safe.directory={ROOT}", "ls-files"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    folder = tmp_path_factory.mktemp("tree")
+    for name in listed.stdout.split():
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def build(tree, hook):
+    """Call a PEP 517 hook in ``tree``; return the file it made."""
+    code = f"import sys, setuptools.build_meta as b; print('made', b.{hook}('dist'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not re.search(r"\.(?:c|pyx|pxd|h):\d+.*warning", done.stdout + done.stderr)
+    return tree / "dist" / re.findall(r"^made (\S+)$", done.stdout, re.MULTILINE)[0]
+
+
+def test_a_wheel_made_from_the_sdist_holds_what_runs_and_no_c(tree, tmp_path):
+    with tarfile.open(build(tree, "build_sdist")) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    assert not list(unpacked.glob("l2fwd/*.c"))
+    with zipfile.ZipFile(build(unpacked, "build_wheel")) as wheel:
+        names = {Path(name).name for name in wheel.namelist()}
+    assert {"afxdp.o", "py.typed", "_rings.pyi", "_rings.pxd", "testing.py"} <= names
+    assert {name.split(".")[0] for name in names if name.endswith(".so")} == {
+        "_bpf", "_rings", "_worker",
+    }  # fmt: skip
+    assert not [name for name in names if name.endswith((".c", ".pyx"))]
+
+
+@pytest.mark.parametrize("variable", ["CLANG", "LLVM_STRIP", "CC"])
+def test_a_missing_tool_is_named_with_the_command_that_installs_it(tree, variable):
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_bpf"],
+        cwd=tree, capture_output=True, text=True, check=False, timeout=120,
+        env=os.environ | {variable: "nosuch-tool"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "apt-get install" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_the_layouts_in_abi_are_those_of_the_objects():
+    """Every u64 of struct datapath_counters, in the order abi.py reads them."""
+    bpftool = shutil.which("bpftool") or "/usr/sbin/bpftool"
+    if not os.path.exists(bpftool):
+        pytest.skip("bpftool is not installed")
+    path = str(files("l2fwd") / "bpf_objects" / "afxdp.o")
+    dump = subprocess.run(
+        [bpftool, "-j", "btf", "dump", "file", path], capture_output=True, text=True, check=True
+    )
+    types = json.loads(dump.stdout)["types"]
+    (counters,) = [t for t in types if t["name"] == "datapath_counters" and t["kind"] == "STRUCT"]
+    assert counters["size"] == 8 * len(abi.DATAPATH_COUNTERS)
+    members = [(member["name"], member["bits_offset"]) for member in counters["members"]]
+    assert members == [(name, 64 * i) for i, name in enumerate(abi.DATAPATH_COUNTERS)]
+
+
+def test_versions_agree():
+    from l2fwd.__main__ import VERSION
+
+    assert f'version = "{VERSION}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"## {VERSION}" in (ROOT / "CHANGELOG.md").read_text()
