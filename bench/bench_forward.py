@@ -33,7 +33,7 @@ SIZES: Final = (64, 1514)
 PAIRS: Final = 10
 SECONDS: Final = 2.0
 TINY_SECONDS: Final = 0.2
-QUIET_WAIT_SECONDS: Final = 10.0
+QUIET_WAIT_SECONDS: Final = 3.0
 
 
 def measure(size: int, pairs: int, seconds: float, quiet_wait: float) -> dict[str, Any]:

@@ -7,8 +7,8 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__type(key, __u32); /* RX queue id */
-	__type(value, __u32); /* AF_XDP socket */
+	__type(key, __u32);	 /* RX queue id */
+	__type(value, __u32);	 /* AF_XDP socket */
 	__uint(max_entries, 64); /* set to the link's queue count before loading */
 } sockets SEC(".maps");
 

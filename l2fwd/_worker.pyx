@@ -212,7 +212,7 @@ cdef int idle(WorkerState* worker, int timeout_ms) noexcept nogil:
         fds[i].events = POLLIN
         fds[i].revents = 0
     worker.sleeps += 1
-    if poll(fds, 2, timeout_ms) != 0:
+    if poll(fds, 2, timeout_ms) > 0 and not (fds[0].revents | fds[1].revents) & ~POLLIN:
         return 0
     for i in range(2):
         error = socket_error(ports[i].fd)
@@ -298,6 +298,8 @@ cdef class Worker:
     def __cinit__(self, Port left not None, Port right not None, *, uint32_t batch_size=64,
                   bint both_ways=True, bint busy_poll=False, bytes dst_mac=None,
                   bint swap_mac=False):
+        if left is right:
+            raise ConfigError("a worker needs two different ports")
         if left.pool is not right.pool:
             raise ConfigError("both ports of a worker must share one frame pool")
         if batch_size < 1:

@@ -228,6 +228,10 @@ class Forwarder:
         self._child.stdout.close()
         self._stderr.close()
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def _read(self) -> None:
         assert self._child.stdout is not None
         with suppress(ValueError):  # cut off in mid-line when killed

@@ -53,6 +53,7 @@ def xdp_sockets():
 
 def pinned_pages():
     """Count pages pinned for UMEMs and the like."""
+    Path("/proc/sys/vm/stat_refresh").read_bytes()  # per-CPU counts, added up once a second
     counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
     return int(counts["nr_foll_pin_acquired"]) - int(counts["nr_foll_pin_released"])
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from importlib.resources import files
 from pathlib import Path
@@ -52,8 +51,8 @@ def build(tree, hook):
 
 
 def test_a_wheel_made_from_the_sdist_holds_what_runs_and_no_c(tree, tmp_path):
-    with tarfile.open(build(tree, "build_sdist")) as sdist:
-        sdist.extractall(tmp_path, filter="data")
+    sdist = build(tree, "build_sdist")
+    subprocess.run(["tar", "-xzf", sdist, "-C", tmp_path], check=True, timeout=60)
     (unpacked,) = tmp_path.iterdir()
     assert not list(unpacked.glob("l2fwd/*.c"))
     with zipfile.ZipFile(build(unpacked, "build_wheel")) as wheel:

@@ -81,7 +81,7 @@ def test_swapped_addresses_go_both_ways_and_a_set_one_only_out(bed, forward, ope
     assert wire.receive(5, end=wire.gen) == sent
 
 
-@pytest.mark.parametrize("ring_size", [1, 2, 64, 2048])
+@pytest.mark.parametrize("ring_size", [1, 2, 64, 32768])
 def test_ring_sizes_from_one_on_work(bed, forward, open_wire, ring_size):
     """R10"""
     forwarder = forward(bed, "--ring-size", ring_size)

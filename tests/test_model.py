@@ -28,8 +28,8 @@ from l2fwd.testing import XDP_DESC, FakeQueue
 FRAME_SIZE = 2048
 FUZZ = os.environ.get("L2FWD_FUZZ") == "1"
 SETTINGS = settings(
-    max_examples=5000 if FUZZ else 300,
-    stateful_step_count=200 if FUZZ else 50,
+    max_examples=1500 if FUZZ else 300,
+    stateful_step_count=150 if FUZZ else 50,
     deadline=None,
     derandomize=not FUZZ,
     suppress_health_check=[HealthCheck.too_slow],

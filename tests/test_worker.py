@@ -288,6 +288,12 @@ def test_a_batch_of_nothing_is_refused():
         Bed(batch_size=0)
 
 
+def test_one_port_on_both_sides_is_refused():
+    port = Bed().left.port
+    with pytest.raises(ConfigError, match="two different ports"):
+        Worker(port, port)
+
+
 def test_ports_of_different_pools_are_refused():
     with pytest.raises(ConfigError, match="share one frame pool"):
         Worker(Bed().left.port, Bed().right.port)
