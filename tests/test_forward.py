@@ -1,6 +1,7 @@
 """``forward`` on a real bed: every frame once, in order, unchanged, and counted."""
 
 import signal
+import time
 
 import pytest
 
@@ -131,6 +132,14 @@ def test_every_queue_forwards_and_those_left_out_reach_the_host(make_bed, forwar
     messages = [e["message"] for e in partial.events if e["event"] == "warning"]
     assert any("the others go to the host stack" in message for message in messages)
     assert partial.stop()["unaccounted"] == 0
+
+
+def test_many_queues_stop_as_soon_as_one(make_bed, forward):
+    """S1: within a second, though each of 24 workers may sleep 0.1 s before it looks."""
+    forwarder = forward(make_bed(queues=24), "--ring-size", "64")
+    began = time.monotonic()
+    forwarder.stop()
+    assert time.monotonic() - began < 24 * 0.1
 
 
 def test_busy_poll_and_no_need_wakeup_forward_as_well(bed, forward, open_wire):

@@ -149,6 +149,8 @@ class AfxdpPath:
         """
         for side in self.sides:
             side.detach()
+        for pair in self.pairs:  # all at once: each may sleep a while before it looks
+            pair.ask_to_stop()
         for pair in self.pairs:
             pair.stop()
         if self._final is None:

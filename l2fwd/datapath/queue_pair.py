@@ -118,11 +118,16 @@ class QueuePair:
         """True once the worker returned without having been asked to."""
         return self.is_open and self._thread is not None and not self._thread.is_alive()
 
+    def ask_to_stop(self) -> None:
+        """Have the worker forward what is there and end; does not wait."""
+        if self._worker is not None:
+            self._worker.stop()
+
     def stop(self) -> None:
-        """Stop letting packets in, forward what is there, and end the thread."""
-        if self._thread is None or self._worker is None:
+        """End the thread, after it has forwarded what is there."""
+        if self._thread is None:
             return
-        self._worker.stop()
+        self.ask_to_stop()
         self._thread.join(_JOIN_SECONDS)
         if self._thread.is_alive():
             raise RunError(f"the worker of queue {self.queue_id} does not stop")
