@@ -52,6 +52,7 @@ cdef struct FramePool:              # a stack: the frame used last is the one st
 cdef struct PortCounters:           # one writer: the worker's thread.  Monotonic.
     uint64_t rx_packets
     uint64_t rx_bytes
+    uint64_t tx_completed           # handed back; read before tx_packets, so never above it
     uint64_t tx_packets             # put on the TX ring
     uint64_t tx_bytes
     uint64_t rx_invalid_drops       # descriptor out of bounds; its frame is lost

@@ -115,6 +115,7 @@ cdef uint32_t reclaim(PortState* port) noexcept nogil:
     take_back(port, completion_slot(&port.completion, first + head), count - head)
     ring_release(&port.completion, count)
     port.tx_lent -= count
+    port.counters.tx_completed += count
     return count
 
 

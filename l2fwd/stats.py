@@ -16,7 +16,6 @@ DROP_REASONS: Final = {
     "tx_invalid_drops": "the kernel refused the descriptor",
     "tx_abandoned_drops": "queued, but its socket died first",
 }
-_TX_DROPS: Final = ("tx_busy_drops", "tx_invalid_drops", "tx_abandoned_drops")
 
 
 @dataclass(slots=True)
@@ -75,6 +74,9 @@ class Snapshot:
     def total(self, counter: str) -> int:
         return sum(port.counters.get(counter, 0) for port in self.ports)
 
+    def dropped(self, *reasons: str) -> int:
+        return sum(port.drops.get(reason, 0) for port in self.ports for reason in reasons)
+
     @property
     def drops(self) -> dict[str, int]:
         """Drops by reason over all ports, without the zeros."""
@@ -85,14 +87,14 @@ class Snapshot:
 
     @property
     def in_flight(self) -> int:
-        """Packets handed to the kernel that it has not sent yet."""
-        return sum(p.frames.get("tx", 0) + p.frames.get("kernel_tx", 0) for p in self.ports)
+        """Packets handed to the kernel that it has not completed yet."""
+        handed = self.total("tx_packets") - self.total("tx_completed")
+        return handed - self.dropped("tx_abandoned_drops")
 
     @property
     def forwarded(self) -> int:
-        """Packets the kernel has sent."""
-        lost = sum(port.drops.get(reason, 0) for port in self.ports for reason in _TX_DROPS)
-        return self.total("tx_packets") - lost - self.in_flight
+        """Packets the kernel has sent: completed, and not refused."""
+        return self.total("tx_completed") - self.dropped("tx_busy_drops", "tx_invalid_drops")
 
     @property
     def unaccounted(self) -> int:
@@ -100,12 +102,7 @@ class Snapshot:
 
         Zero, always.  Exact once the workers have stopped.
         """
-        handled = self.total("tx_packets")
-        handled += sum(
-            port.drops.get(reason, 0)
-            for port in self.ports
-            for reason in ("rx_invalid_drops", "tx_full_drops")
-        )
+        handled = self.total("tx_packets") + self.dropped("rx_invalid_drops", "tx_full_drops")
         missing_frames = self.frame_count - sum(self.frames.values())
         return abs(self.total("rx_packets") - handled) + abs(missing_frames)
 
