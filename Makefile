@@ -30,7 +30,7 @@ bench: build                 ## ratios against the C reference and the peers fou
 	$(BIN)/python bench/bench_rings.py && $(SUDO) $(BIN)/python bench/bench_forward.py
 
 clean:                       ## back to what is in git
-	rm -rf build dist *.egg-info $(VENV) l2fwd/*.so l2fwd/bpf_objects .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info $(VENV) l2fwd/*.so l2fwd/bpf_objects .*_cache .hypothesis .benchmarks
 
 system:                      ## the Debian packages
 	@SUDO="$(SUDO)" ./install-packages

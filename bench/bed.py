@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from l2fwd import link
+from l2fwd import ethtool, link
 from l2fwd._bpf import test_run
 from l2fwd.bpf import Program
 from l2fwd.lab import Bed, Forwarder
@@ -43,7 +43,7 @@ def bench_bed() -> Iterator[Bed]:
     """Make the lab, with a sink that costs the engine little."""
     with Bed(f"l2fwd-bench{os.getpid()}") as bed:
         with link.in_netns(bed.sink):
-            link.set_features("s0", {"generic-receive-offload": False})
+            ethtool.set_features("s0", {"generic-receive-offload": False})
         yield bed
 
 

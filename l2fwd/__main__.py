@@ -37,11 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         silence_stdout()
         return 0
+    except OSError as error:
+        silence_stdout()
+        print(f"l2fwd {verb}: {error}", file=sys.stderr)
+        return 1
     return 2
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
-    module = importlib.import_module(f"l2fwd.cli.{verb}")
+    module = importlib.import_module(f"l2fwd.cli.{verb}")  # imports nothing that is compiled
     parser = Parser(prog=f"l2fwd {verb}", description=module.HELP, allow_abbrev=False)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what libbpf says")
     module.add_arguments(parser)
@@ -55,10 +59,15 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("l2fwd").setLevel(logging.DEBUG)
     try:
-        return int(module.run(args))
+        code = int(module.run(args))
+        print(end="", flush=True)
     except L2fwdError as error:
         print(f"l2fwd {verb}: {error}", file=sys.stderr)
         return error.exit_code
+    except ImportError as error:
+        print(f"l2fwd {verb}: not built here ({error}); run make build", file=sys.stderr)
+        return 1
+    return code
 
 
 def _top_parser() -> Parser:

@@ -1,5 +1,7 @@
 from l2fwd._rings import Memory, RingMemory
 
+last_warning: str
+
 class BpfObject:
     name: str
     is_loaded: bool
@@ -19,6 +21,7 @@ class BpfObject:
 class UmemHandle:
     memory: Memory
     ring_size: int
+    socket_count: int
     def __init__(self, memory: Memory, ring_size: int, headroom: int) -> None: ...
     def close(self) -> None: ...
 

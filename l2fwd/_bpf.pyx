@@ -32,7 +32,7 @@ import logging
 import os
 
 from l2fwd._rings import RingMemory
-from l2fwd.errors import kernel_error
+from l2fwd.errors import ConfigError, kernel_error
 
 
 cdef extern from "net/if.h" nogil:
@@ -90,7 +90,13 @@ cdef extern from * nogil:
 _logger = logging.getLogger("l2fwd.libbpf")
 
 
+last_warning = ""
+
+
 cdef void log_line(int level, const char* text) noexcept with gil:
+    global last_warning
+    if level == 0:
+        last_warning = text.decode(errors="replace").strip()
     # 0 warn, 1 info, 2 debug in both libraries.  Their warnings only repeat, in many lines,
     # what our exception says in one, so all of it is debug to us.
     _logger.debug("%s", text.decode(errors="replace").rstrip())
@@ -371,6 +377,7 @@ cdef class UmemHandle:
     cdef readonly Memory memory
     cdef readonly uint32_t ring_size
     cdef bint has_socket
+    cdef readonly int socket_count
 
     def __cinit__(self, Memory memory not None, uint32_t ring_size, uint32_t headroom):
         cdef xsk_umem_config config
@@ -433,6 +440,9 @@ cdef class SocketHandle:
                   unsigned short bind_flags):
         cdef xsk_socket_config config
         cdef int error
+        if umem.has_socket and umem.socket_count == 0:
+            # The UMEM's own descriptor was that of its first socket, and is bound for good.
+            raise ConfigError("all sockets of this UMEM were closed; make a new one")
         memset(&config, 0, sizeof(config))
         config.rx_size = config.tx_size = umem.ring_size
         config.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD
@@ -448,11 +458,12 @@ cdef class SocketHandle:
             self.socket = NULL
             raise kernel_error(-error, "bind", f"{ifname} queue {queue_id}")
         umem.has_socket = True
+        umem.socket_count += 1
         self.umem = umem
         self.fd = xsk_socket__fd(self.socket)
 
     def __dealloc__(self):
-        xsk_socket__delete(self.socket)
+        self._close()
 
     def rings(self):
         """Return the four rings' memory by name."""
@@ -478,6 +489,12 @@ cdef class SocketHandle:
 
     def close(self):
         """Unmap the rings and close the socket; the queue is free some milliseconds later."""
+        self._close()
+
+    cdef void _close(self) noexcept:
+        if self.socket == NULL:
+            return
         xsk_socket__delete(self.socket)
         self.socket = NULL
         self.fd = -1
+        self.umem.socket_count -= 1

@@ -212,4 +212,5 @@ cdef class Port:
     cdef readonly str name
     cdef object owner
     cdef bint is_open
-    cdef int _require_open(self) except -1
+    cdef bint is_used                   # by a worker inside nogil code
+    cdef int _require_idle(self) except -1

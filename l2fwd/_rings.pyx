@@ -297,7 +297,7 @@ cdef class Port:
         ConfigError
             If the fill ring has fewer slots.
         """
-        self._require_open()
+        self._require_idle()
         cdef uint32_t size = self.state.fill.ring.size
         if fill_target > size:
             raise ConfigError(f"fill_target {fill_target} exceeds the fill ring's {size} slots")
@@ -308,12 +308,25 @@ cdef class Port:
 
     def reclaim(self):
         """Take completed frames back; return how many.  Not while a worker runs."""
-        self._require_open()
+        self._require_idle()
         return reclaim(&self.state)
 
     def close(self):
-        """Forget the rings, whose memory goes away with the socket.  Counters stay."""
+        """Forget the rings, whose memory goes away with the socket.  Counters stay.
+
+        The frames it had lent are lost to the pool: the kernel may hold some until later.
+
+        Raises
+        ------
+        ConfigError
+            While a worker runs on it.
+        """
+        if not self.is_open:
+            return
+        self._require_idle()
         self.is_open = False
+        self.state.pool.lost_frames += self.state.rx_lent + self.state.tx_lent
+        self.state.rx_lent = self.state.tx_lent = 0
         memset(&self.state.fill, 0, sizeof(ProducerRing))
         memset(&self.state.completion, 0, sizeof(ConsumerRing))
         memset(&self.state.rx, 0, sizeof(ConsumerRing))
@@ -336,14 +349,15 @@ cdef class Port:
         """
         cdef PortState* state = &self.state
         if not self.is_open:
-            return {"kernel_rx": state.rx_lent, "kernel_tx": state.tx_lent,
-                    "fill": 0, "rx": 0, "tx": 0, "completion": 0}
+            return dict.fromkeys(("fill", "rx", "kernel_rx", "tx", "completion", "kernel_tx"), 0)
         fill, rx = ring_pending(&state.fill.ring), ring_pending(&state.rx.ring)
         tx, completion = ring_pending(&state.tx.ring), ring_pending(&state.completion.ring)
         return {"fill": fill, "rx": rx, "kernel_rx": state.rx_lent - fill - rx,
                 "tx": tx, "completion": completion, "kernel_tx": state.tx_lent - tx - completion}
 
-    cdef int _require_open(self) except -1:
+    cdef int _require_idle(self) except -1:
         if not self.is_open:
             raise ConfigError(f"{self.name} is closed")
+        if self.is_used:
+            raise ConfigError(f"a worker is running on {self.name}; stop it first")
         return 0

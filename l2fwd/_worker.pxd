@@ -39,4 +39,5 @@ cdef class Worker:
     cdef WorkerState state
     cdef readonly Port left
     cdef readonly Port right
-    cdef int _require_open(self) except -1
+    cdef int _begin(self) except -1
+    cdef int _end(self, int error) except -1

@@ -321,13 +321,14 @@ cdef class Worker:
         ------
         KernelError
             If a socket died, for example because its link went away.  ``failed`` names it.
+        ConfigError
+            If a port is closed, or another thread drives it.
         """
-        self._require_open()
         cdef int error
+        self._begin()
         with nogil:
             error = run_worker(&self.state)
-        if error:
-            raise kernel_error(error, "forward on", self.failed or "AF_XDP socket")
+        self._end(error)
 
     def turn(self):
         """Serve both directions once, without sleeping; return the packets that arrived.
@@ -337,13 +338,12 @@ cdef class Worker:
         KernelError
             As ``run``.
         """
-        self._require_open()
         cdef int error = 0
         cdef uint32_t moved
+        self._begin()
         with nogil:
             moved = turn(&self.state, &error)
-        if error:
-            raise kernel_error(error, "forward on", self.failed or "AF_XDP socket")
+        self._end(error)
         return moved
 
     def stop(self):
@@ -378,7 +378,15 @@ cdef class Worker:
         places["lost"] = self.left.pool.lost_count
         return places
 
-    cdef int _require_open(self) except -1:
-        if not (self.left.is_open and self.right.is_open):
-            raise ConfigError("a port of this worker is closed")
+    cdef int _begin(self) except -1:
+        """Claim both ports: one thread drives a socket, always."""
+        self.left._require_idle()
+        self.right._require_idle()
+        self.left.is_used = self.right.is_used = True
+        return 0
+
+    cdef int _end(self, int error) except -1:
+        self.left.is_used = self.right.is_used = False
+        if error:
+            raise kernel_error(error, "forward on", self.failed or "AF_XDP socket")
         return 0

@@ -64,7 +64,7 @@ class Attached:
     link_id : int
         Of the bpf_link that holds it; 0 if it was attached over netlink.
     pids : tuple of int
-        Processes that hold the bpf_link.
+        Processes that hold the program, or the bpf_link.
     """
 
     mode: str
@@ -106,13 +106,13 @@ def describe_attached(ifindex: int) -> Attached:
         link_id = next(
             (i for i, on, prog in _bpf.xdp_links() if (on, prog) == (ifindex, program_id)), 0
         )
-    pids = _holders(link_id) if link_id else ()
+    pids = _holders(program_id)
     return Attached(_ATTACHED.get(mode, "multi"), program_id, name, link_id, pids)
 
 
-def _holders(link_id: int) -> tuple[int, ...]:
-    """List the processes with an fd of bpf_link ``link_id``."""
-    wanted = re.compile(rf"^link_id:\s+{link_id}$", re.MULTILINE)
+def _holders(program_id: int) -> tuple[int, ...]:
+    """List the processes with an fd of a program, or of a bpf_link that holds it."""
+    wanted = re.compile(rf"^prog_id:\s+{program_id}$", re.MULTILINE)
     pids = []
     for folder in Path("/proc").glob("[0-9]*/fdinfo"):
         with contextlib.suppress(OSError):  # a process may end while we look
@@ -145,24 +145,41 @@ def unload(ifindex: int, ifname: str) -> Attached | None:
 
 @dataclass(slots=True)
 class Attachment:
-    """A program on a link, until ``detach``."""
+    """A program on a link, until ``detach``.
+
+    ``fd`` is the bpf_link; ``chained`` what libxdp needs to detach, where it attached.
+    """
 
     ifindex: int
     ifname: str
-    mode: str
-    program_id: int
+    mode: str = "none"
+    program_id: int = 0
+    is_dispatched: bool = False
     notes: list[str] = field(default_factory=list)
-    _fd: int = -1
-    _chained: "tuple[_bpf.BpfObject, int] | None" = None
+    fd: int = -1
+    chained: "tuple[_bpf.BpfObject, int] | None" = None
+
+    def is_there(self) -> bool:
+        """Tell whether the program is still on the link.
+
+        Behind a dispatcher only whether one is: its id changes with every program that joins.
+
+        Raises
+        ------
+        KernelError
+            ENODEV once the link is gone from this namespace.
+        """
+        current = attached_program_id(self.ifindex)
+        return bool(current) if self.is_dispatched else current == self.program_id
 
     def detach(self) -> None:
         """Detach; a second call, or a link that is gone, is fine."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if self._chained is not None:
-            program, mode = self._chained
-            self._chained = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self.chained is not None:
+            program, mode = self.chained
+            self.chained = None
             with contextlib.suppress(KernelError):  # the link went, and the program with it
                 program.detach_chained(self.ifindex, mode, self.ifname)
 
@@ -214,29 +231,30 @@ class Program:
             if error.operation != "attach to" or error.errno not in _NO_NATIVE:
                 raise
             attachment = self._attach(ifindex, ifname, AttachMode.SKB, chain)
-            attachment.notes.append(f"native XDP refused, fell back to skb: {error}")
+            attachment.notes.append(f"{ifname}: native XDP refused, fell back to skb: {error}")
             return attachment
 
     def _attach(self, ifindex: int, ifname: str, mode: AttachMode, chain: bool) -> Attachment:
         flags, libxdp_mode = _MODES[mode]
-        notes = []
-        fd = -1
+        attachment = Attachment(ifindex, ifname)
         if chain:
-            if not self._object.attach_chained(ifindex, libxdp_mode, ifname):
-                notes.append(f"{ifname}: libxdp has no dispatcher here, attached alone")
+            attachment.is_dispatched = self._object.attach_chained(ifindex, libxdp_mode, ifname)
+            attachment.chained = (self._object, libxdp_mode)
+            if not attachment.is_dispatched:
+                attachment.notes.append(
+                    f"{ifname}: attached alone, libxdp has no dispatcher here "
+                    f"({_bpf.last_warning or 'no reason given'})"
+                )
         else:
             self._load_for(ifindex, ifname, mode)
-            fd = self._object.attach_link(ifindex, flags, ifname)
-        obtained, program_id = _bpf.xdp_attached(ifindex)
-        return Attachment(
-            ifindex,
-            ifname,
-            _ATTACHED.get(obtained, "multi"),
-            program_id,
-            notes,
-            fd,
-            (self._object, libxdp_mode) if chain else None,
-        )
+            attachment.fd = self._object.attach_link(ifindex, flags, ifname)
+        try:
+            obtained, attachment.program_id = _bpf.xdp_attached(ifindex)
+        except KernelError:
+            attachment.detach()
+            raise
+        attachment.mode = _ATTACHED.get(obtained, "multi")
+        return attachment
 
     def _load_for(self, ifindex: int, ifname: str, mode: AttachMode) -> None:
         if self._object.is_loaded:

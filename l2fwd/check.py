@@ -26,7 +26,8 @@ from l2fwd.abi import (
 )
 from l2fwd.bpf import describe_attached
 from l2fwd.errors import ConfigError, L2fwdError
-from l2fwd.link import INITIAL_NETNS, Link, features, find_link, find_peer, in_netns
+from l2fwd.ethtool import features
+from l2fwd.link import INITIAL_NETNS, Link, find_link, find_peer, in_netns
 from l2fwd.netdev import XdpFeatures, xdp_features
 
 Level = Literal["ok", "warning", "error"]

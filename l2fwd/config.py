@@ -13,12 +13,12 @@ from l2fwd.abi import (
     XDP_PACKET_HEADROOM,
 )
 from l2fwd.errors import ConfigError
+from l2fwd.words import check_ifname
 
 FRAME_SIZES: Final = (2048, 4096)
 DEFAULT_RING_SIZE: Final = 2048
 DEFAULT_BATCH_SIZE: Final = 64
 MAX_FRAME_COUNT: Final = 1 << 24  # 64 GiB of 4096-byte frames
-MAX_IFNAME: Final = 15  # IFNAMSIZ, less the terminating zero
 
 Choice = TypeVar("Choice", bound=Enum)
 
@@ -49,20 +49,6 @@ def choose(kind: type[Choice], value: str, name: str) -> Choice:
         raise ConfigError(f"{name} must be one of {allowed}, got {value!r}") from None
 
 
-def parse_mac(text: str, name: str) -> bytes:
-    """Return the six bytes of a unicast MAC address.
-
-    >>> parse_mac("00:00:11:22:33:44", "set_dst_mac").hex()
-    '000011223344'
-    """
-    if not re.fullmatch(r"([0-9a-fA-F]{2}[:-]){5}[0-9a-fA-F]{2}", text):
-        raise ConfigError(f"{name} must be six hex bytes like 02:00:00:00:00:01, got {text!r}")
-    mac = bytes.fromhex(text.replace("-", ":").replace(":", ""))
-    if mac[0] & 1 or not any(mac):
-        raise ConfigError(f"{name} must be a unicast address that is not zero, got {text!r}")
-    return mac
-
-
 def parse_indices(text: str, name: str) -> tuple[int, ...] | None:
     """Return the indices of "all" (None), "0,2" or "1-3".
 
@@ -83,14 +69,6 @@ def parse_indices(text: str, name: str) -> tuple[int, ...] | None:
     if len(set(found)) != len(found):
         raise ConfigError(f"{name} names an index twice: {text!r}")
     return tuple(found)
-
-
-def check_ifname(name: str) -> None:
-    """Refuse what cannot be the name of a link (``dev_valid_name``)."""
-    if not 1 <= len(name) <= MAX_IFNAME:
-        raise ConfigError(f"link name must have 1 to {MAX_IFNAME} characters, got {name!r}")
-    if name in (".", "..") or re.search(r"[/:%\s\x00-\x1f]", name):
-        raise ConfigError(f"link name must not hold '/', ':', '%' or white space, got {name!r}")
 
 
 def is_power_of_two(number: int) -> bool:
@@ -151,11 +129,12 @@ class UmemConfig:
         if need <= self.packet_room:
             return
         wider = [size for size in FRAME_SIZES if need <= size - XDP_PACKET_HEADROOM - self.headroom]
+        largest = max(FRAME_SIZES)
+        lower = largest - XDP_PACKET_HEADROOM - self.headroom - (need - mtu)
         remedy = (
             f"use --frame-size {wider[0]}"
             if wider
-            else f"lower it: ip link set {ifname} mtu "
-            f"{max(FRAME_SIZES) - XDP_PACKET_HEADROOM - self.headroom - (need - mtu)}"
+            else f"lower it (ip link set {ifname} mtu {lower}) and use --frame-size {largest}"
         )
         raise ConfigError(
             f"{ifname}: MTU {mtu} needs {need} bytes, a frame of {self.frame_size} holds "

@@ -4,20 +4,16 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from types import FrameType
 from typing import Any, Final
 
-from l2fwd.datapath import DataPath, Event, Notify
+from l2fwd.datapath import DataPath, Event, Notify, Stopped
 from l2fwd.stats import Snapshot, rates
 
 _WATCH_SECONDS: Final = 0.2  # how soon a dead link or a lost program is noticed
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Stopped(Exception):  # noqa: N818 - a signal while starting; not an error
-    """A stop was asked for before the engine was ready."""
 
 
 class Engine:
@@ -48,35 +44,39 @@ class Engine:
         self._interval = interval
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self.is_starting = False
 
     def stop(self) -> None:
         """Ask ``run`` to end.  Callable from any thread and from a signal handler."""
         self._stopping = True
-        os.eventfd_write(self._wakeup, 1)
+        if self._wakeup >= 0:
+            os.eventfd_write(self._wakeup, 1)
+
+    def _close(self) -> None:
+        wakeup, self._wakeup = self._wakeup, -1
+        os.close(wakeup)
 
     def run(self) -> dict[str, Any]:
         """Start, forward, stop; return the ``summary`` event.
+
+        A stop while starting ends in a summary too, of nothing.
 
         Raises
         ------
         L2fwdError
             If it cannot be started; nothing is left behind.
-        Stopped
-            If a signal came before it was ready; nothing is left behind.
         """
         with ExitStack() as undo:
-            undo.callback(os.close, self._wakeup)
+            undo.callback(self._close)
             undo.callback(self.path.stop)
-            self.is_starting = True
-            sockets = self.path.start()
-            self.is_starting = False
-            self._notify({"event": "ready", "sockets": sockets})
             first = self.path.sample()
-            self._loop(first)
+            with suppress(Stopped):
+                sockets = self.path.start(lambda: self._stopping)
+                first = self.path.sample()
+                self._notify({"event": "ready", "sockets": sockets})
+                self._loop(first)
+            ended = time.monotonic()
             self.path.stop()
-            last = self.path.sample()
-        summary = summarize(first, last)
+            summary = summarize(first, replace(self.path.sample(), time=ended))
         self._notify(summary)
         return summary
 
@@ -92,7 +92,7 @@ class Engine:
                 sample = self.path.sample()
                 self._notify(stats_event(previous, sample))
                 previous = sample
-                next_stats += self._interval
+                next_stats = max(next_stats + self._interval, now)  # after a stall: no burst
             self._sleep(min(_WATCH_SECONDS, max(0.0, min(end, next_stats) - now)))
             self.path.watch()
 
@@ -123,19 +123,14 @@ def summarize(first: Snapshot, last: Snapshot) -> Event:
     }
 
 
-@contextmanager
-def stop_on_signals(engine: Engine) -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP stop ``engine``; a second one changes nothing."""
+def stop_on_signals(engine: Engine) -> None:
+    """Let SIGINT, SIGTERM and SIGHUP stop ``engine``; a second one changes nothing.
+
+    For the rest of the process: a signal while it is ending must not cut that short.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         engine.stop()
-        if engine.is_starting:  # starting may wait, for a carrier or a queue: do not
-            engine.is_starting = False
-            raise Stopped
 
-    before = {number: signal.signal(number, handle) for number in _STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, handle)

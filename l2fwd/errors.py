@@ -96,6 +96,7 @@ _REMEDIES: Final = {
     ("register UMEM", errno.EINVAL): "frame size and headroom leave no room for a packet; "
     "lower --headroom or raise --frame-size",  # xdp_umem_reg
     ("register UMEM", errno.ENOMEM): "free memory, or lower --frames",  # xdp_umem_pin_pages
+    ("map memory for", errno.ENOMEM): "lower --frames or --ring-size",  # mmap_region
     ("map huge pages for", errno.ENOMEM): "the pool of 2 MiB pages is too small; raise it "
     "with sysctl vm.nr_hugepages",  # hugetlb_acct_memory
     ("bind", errno.EBUSY): "another AF_XDP socket owns this queue; stop it or choose "

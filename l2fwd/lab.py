@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
-from l2fwd import link
+from l2fwd import ethtool, link
 from l2fwd.config import AttachMode
 from l2fwd.datapath import Event, Notify
 from l2fwd.errors import (
@@ -138,7 +138,7 @@ class Bed:
         for netns, ifname in self._ends:
             with link.in_netns(netns):
                 link.disable_ipv6(ifname)
-                link.set_features(ifname, dict.fromkeys(_OFFLOADS, False))
+                ethtool.set_features(ifname, dict.fromkeys(_OFFLOADS, False))
                 link.set_promiscuous(ifname, True)
                 if ifname == "g0":
                     link.set_address(ifname, GENERATOR_MAC)
@@ -152,7 +152,7 @@ class Bed:
         for is_on in (False, True):
             for netns, ifname in self._ends:
                 with link.in_netns(netns):
-                    link.set_features(ifname, {"generic-receive-offload": is_on})
+                    ethtool.set_features(ifname, {"generic-receive-offload": is_on})
 
     def down(self) -> None:
         """Remove all of it, also what a killed run left; nothing to do if there is none."""

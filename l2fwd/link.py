@@ -1,35 +1,31 @@
-"""Links and network namespaces, over rtnetlink and the ethtool ioctls.
+"""Links and network namespaces, over rtnetlink.
 
 Everything acts in the network namespace of the calling thread, opens what it needs per call
 and closes it again: no descriptor, thread or process outlives a call.
-
-The ethtool ioctls are made here: pyroute2 lacks the driver's name, and takes the kernel's
-"changed, but not as wished" (ETHTOOL_F_WISH) for a missing feature.
 """
 
 import ctypes
 import difflib
 import errno
-import fcntl
-import fnmatch
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from l2fwd.errors import ConfigError, KernelError, UnsupportedError, kernel_error
+from l2fwd import ethtool
+from l2fwd.errors import ConfigError, KernelError, kernel_error
+from l2fwd.words import check_ifname
 
 NETNS_DIR: Final = Path("/var/run/netns")  # where ip-netns(8) keeps its names
 INITIAL_NETNS: Final = "/proc/1/ns/net"
 
-_MAX_IFNAME_BYTES: Final = 15  # IFNAMSIZ less the closing NUL
 _NETNS_OF_THREAD: Final = "/proc/thread-self/ns/net"
 
 # sched.h, sys/mount.h
@@ -46,33 +42,6 @@ _SOL_PACKET: Final = 263
 _PACKET_ADD_MEMBERSHIP: Final = 1
 _PACKET_MR_PROMISC: Final = 1
 _IFF_PROMISC: Final = 1 << 8
-
-# linux/sockios.h, linux/ethtool.h
-_SIOCETHTOOL: Final = 0x8946
-_GDRVINFO: Final = 0x03
-_GSTRINGS: Final = 0x1B
-_GSSET_INFO: Final = 0x37
-_GFEATURES: Final = 0x3A
-_SFEATURES: Final = 0x3B
-_GCHANNELS: Final = 0x3C
-_WORD: Final = 0xFFFFFFFF  # features come in blocks of 32
-_SS_FEATURES: Final = 4  # string set: the names of the features
-_STRING_BYTES: Final = 32  # ETH_GSTRING_LEN
-_DRVINFO_BYTES: Final = 196  # sizeof(struct ethtool_drvinfo)
-_CHANNELS: Final = struct.Struct("9I")  # struct ethtool_channels
-
-# ethtool(8) has names of its own for some features, and for groups of them.
-_FEATURE_GROUPS: Final = {
-    "rx-checksumming": "rx-checksum",
-    "tx-checksumming": "tx-checksum-*",
-    "scatter-gather": "tx-scatter-gather*",
-    "tcp-segmentation-offload": "tx-tcp*-segmentation",
-    "generic-segmentation-offload": "tx-generic-segmentation",
-    "generic-receive-offload": "rx-gro",
-    "large-receive-offload": "rx-lro",
-    "rx-vlan-offload": "rx-vlan-hw-parse",
-    "tx-vlan-offload": "tx-vlan-hw-insert",
-}
 
 _XDP_MODES: Final = {  # pyroute2's names of IFLA_XDP_ATTACHED
     None: "none",
@@ -170,25 +139,6 @@ def find_peer(link: Link) -> tuple[str | None, Link] | None:
     return None
 
 
-def check_ifname(ifname: str) -> None:
-    """Refuse what the kernel takes for no link name, or for a pattern.
-
-    Raises
-    ------
-    ConfigError
-        Naming what is wrong with ``ifname``.
-    """
-    if not ifname:
-        raise ConfigError("link name is empty")
-    bad = next((c for c in ifname if c in "/%:" or c.isspace() or not c.isprintable()), None)
-    if bad is not None:
-        raise ConfigError(f"link name {ifname!r}: {bad!r} is not allowed in a link name")
-    if ifname in (".", ".."):
-        raise ConfigError(f"link name {ifname!r} is not allowed")
-    if len(ifname.encode()) > _MAX_IFNAME_BYTES:
-        raise ConfigError(f"link name {ifname!r} is longer than {_MAX_IFNAME_BYTES} bytes")
-
-
 def _link_at(ifindex: int) -> Link:
     with _rtnetlink("find", f"link {ifindex}") as ip:
         return _link_from(ip.link("get", index=ifindex)[0])
@@ -199,7 +149,7 @@ def _link_from(message: Any) -> Link:
     ifname = message.get_attr("IFLA_IFNAME")
     kind = message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
     is_veth = kind == "veth"
-    rx_queue_count, tx_queue_count = _queue_counts(ifname) or (
+    rx_queue_count, tx_queue_count = ethtool.queue_counts(ifname) or (
         message.get_attr("IFLA_NUM_RX_QUEUES") or 1,
         message.get_attr("IFLA_NUM_TX_QUEUES") or 1,
     )
@@ -208,7 +158,7 @@ def _link_from(message: Any) -> Link:
         ifindex=message["index"],
         ifname=ifname,
         kind=kind,
-        driver=_driver(ifname) or kind or "",
+        driver=ethtool.driver(ifname) or kind or "",
         mtu=message.get_attr("IFLA_MTU"),
         is_up=bool(message["flags"] & _IFF_UP),
         has_carrier=bool(message.get_attr("IFLA_CARRIER")),
@@ -369,134 +319,6 @@ def _rtnetlink(operation: str, target: str) -> Iterator[Any]:
 
 
 # Offloads
-
-
-def features(ifname: str) -> dict[str, bool]:
-    """Return which offloads of a link are on.
-
-    Both vocabularies are there: the kernel's (``rx-gro``) and ethtool's, whose names may
-    stand for several (``tx-checksumming`` is on while any ``tx-checksum-*`` is).
-    """
-    with _ethtool_socket() as sock:
-        state = _feature_state(sock, ifname)
-    names = (*state, *_FEATURE_GROUPS)
-    return {name: any(feature.is_on for feature in _members(name, state)) for name in names}
-
-
-def set_features(ifname: str, wanted: Mapping[str, bool]) -> None:
-    """Turn offloads of a link on or off; names as in :func:`features`.
-
-    Raises
-    ------
-    ConfigError
-        If there is no feature of that name.
-    UnsupportedError
-        If the driver keeps one as it is.
-    """
-    with _ethtool_socket() as sock:
-        state = _feature_state(sock, ifname)
-        valid = requested = 0  # bit masks over all features
-        for name, is_on in wanted.items():
-            mask = sum(1 << feature.bit for feature in _members(name, state) if feature.is_free)
-            valid |= mask
-            requested |= mask if is_on else 0
-        words = max(feature.bit for feature in state.values()) // 32 + 1
-        request = struct.pack("2I", _SFEATURES, words) + b"".join(
-            # struct ethtool_set_features_block
-            struct.pack("2I", valid >> shift & _WORD, requested >> shift & _WORD)
-            for shift in range(0, 32 * words, 32)
-        )
-        _ethtool(sock, ifname, request, "set features of")
-    now = features(ifname)
-    kept = [
-        f"{name} {'off' if is_on else 'on'}" for name, is_on in wanted.items() if now[name] != is_on
-    ]
-    if kept:
-        raise UnsupportedError(f"set features of {ifname}: the driver keeps {', '.join(kept)}")
-
-
-class _Feature(NamedTuple):
-    name: str
-    bit: int
-    is_free: bool  # neither the driver nor the kernel keeps it as it is
-    is_on: bool
-
-
-def _members(name: str, state: Mapping[str, _Feature]) -> list[_Feature]:
-    """Return the features behind a name of either vocabulary."""
-    pattern = _FEATURE_GROUPS.get(name)
-    if pattern is not None:
-        return [state[member] for member in fnmatch.filter(state, pattern)]
-    if name in state:
-        return [state[name]]
-    close = difflib.get_close_matches(name, [*state, *_FEATURE_GROUPS], n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(f"there is no feature {name!r}{hint}")
-
-
-def _feature_state(sock: socket.socket, ifname: str) -> dict[str, _Feature]:
-    check_ifname(ifname)
-    names = _feature_names(sock, ifname)
-    words = -(-len(names) // 32)
-    request = struct.pack("2I", _GFEATURES, words).ljust(8 + 16 * words, b"\0")
-    answer = _ethtool(sock, ifname, request, "read features of")
-    # struct ethtool_get_features_block: available, requested, active, never_changed
-    blocks = list(struct.iter_unpack("4I", answer[8:]))
-    state = {}
-    for bit, name in enumerate(names):
-        available, _, active, never_changed = (word >> bit % 32 & 1 for word in blocks[bit // 32])
-        if name:  # some bits are retired and nameless
-            state[name] = _Feature(name, bit, bool(available & ~never_changed), bool(active))
-    return state
-
-
-def _feature_names(sock: socket.socket, ifname: str) -> list[str]:
-    """Return the kernel's names; a feature's place in the list is its bit."""
-    request = struct.pack("=2IQI", _GSSET_INFO, 0, 1 << _SS_FEATURES, 0)
-    answer = _ethtool(sock, ifname, request, "read features of")
-    (count,) = struct.unpack_from("I", answer, 16)
-    request = struct.pack("3I", _GSTRINGS, _SS_FEATURES, count)
-    request = request.ljust(12 + _STRING_BYTES * count, b"\0")
-    strings = _ethtool(sock, ifname, request, "read features of")[12:]
-    slots = (strings[i : i + _STRING_BYTES] for i in range(0, len(strings), _STRING_BYTES))
-    return [slot.partition(b"\0")[0].decode() for slot in slots]
-
-
-def _driver(ifname: str) -> str:
-    request = struct.pack("I", _GDRVINFO).ljust(_DRVINFO_BYTES, b"\0")
-    with suppress(KernelError), _ethtool_socket() as sock:
-        answer = _ethtool(sock, ifname, request, "read driver of")
-        return answer[4:36].partition(b"\0")[0].decode()
-    return ""
-
-
-def _queue_counts(ifname: str) -> tuple[int, int] | None:
-    """Return RX and TX channels in use, or None where the driver does not tell."""
-    request = struct.pack("I", _GCHANNELS).ljust(_CHANNELS.size, b"\0")
-    with suppress(KernelError), _ethtool_socket() as sock:
-        answer = _ethtool(sock, ifname, request, "read channels of")
-        *_, rx, tx, _other, combined = _CHANNELS.unpack(answer)
-        if rx + combined and tx + combined:
-            return rx + combined, tx + combined
-    return None
-
-
-def _ethtool_socket() -> socket.socket:
-    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-
-
-def _ethtool(sock: socket.socket, ifname: str, request: bytes, operation: str) -> bytes:
-    """Make one ioctl; return the request as the kernel filled it."""
-    data = ctypes.create_string_buffer(request, len(request))
-    # struct ifreq: the name, then a union of 24 bytes that here holds a pointer
-    ifreq = struct.pack("16sP16x", ifname.encode(), ctypes.addressof(data))
-    try:
-        fcntl.ioctl(sock, _SIOCETHTOOL, ifreq)
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            raise _unknown_link(ifname) from error
-        raise kernel_error(error.errno or 0, operation, ifname) from error
-    return data.raw
 
 
 # Network namespaces

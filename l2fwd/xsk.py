@@ -103,6 +103,8 @@ class XdpSocket:
     queue_id : int
     config : SocketConfig
         The first socket of a UMEM decides bind mode and need_wakeup for all of them.
+    bind_timeout : float
+        Seconds to wait for a queue that is busy.
 
     Attributes
     ----------
@@ -113,16 +115,26 @@ class XdpSocket:
     ------
     KernelError
         EBUSY (another owner), EOPNOTSUPP (no zero-copy), EINVAL (no such queue), ENODEV.
+    ConfigError
+        If all earlier sockets of the UMEM were closed: a UMEM cannot be bound again.
     """
 
-    def __init__(self, umem: Umem, ifname: str, queue_id: int, config: SocketConfig) -> None:
+    def __init__(
+        self,
+        umem: Umem,
+        ifname: str,
+        queue_id: int,
+        config: SocketConfig,
+        *,
+        bind_timeout: float = BIND_RETRY_SECONDS,
+    ) -> None:
         self.ifname = ifname
         self.queue_id = queue_id
         self.config = config
         flags = _BIND_FLAGS[config.bind_mode]
         if config.need_wakeup:
             flags |= XDP_USE_NEED_WAKEUP
-        self.handle = _bind(umem.handle, ifname, queue_id, flags)
+        self.handle = _bind(umem.handle, ifname, queue_id, flags, bind_timeout)
         os.set_inheritable(self.handle.fd, False)  # a child must not keep the queue bound
         self.tx_budget = self._set_tx_budget(config.tx_budget)
         self.port = Port(
@@ -156,14 +168,22 @@ class XdpSocket:
         return dict(zip(STATISTICS_FIELDS, values, strict=False))
 
     def close(self) -> None:
-        """Unmap the rings and close.  The worker that used the port has stopped."""
+        """Unmap the rings and close.
+
+        Frames that were lent stay lost to the pool (``Port.close``).
+
+        Raises
+        ------
+        ConfigError
+            While a worker runs on the port.
+        """
         self.port.close()
         self.handle.close()
 
 
-def _bind(umem: UmemHandle, ifname: str, queue_id: int, flags: int) -> SocketHandle:
+def _bind(umem: UmemHandle, ifname: str, queue_id: int, flags: int, timeout: float) -> SocketHandle:
     """Bind, waiting for a queue whose last owner has only just gone."""
-    deadline = time.monotonic() + BIND_RETRY_SECONDS
+    deadline = time.monotonic() + timeout
     while True:
         try:
             return SocketHandle(umem, ifname, queue_id, flags)

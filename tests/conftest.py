@@ -16,6 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from pyroute2 import IPRoute
 
 from l2fwd import link
 from l2fwd.lab import Bed
@@ -298,3 +299,32 @@ def in_fwd():
             return function(*arguments, **settings)
 
     return run
+
+
+# Other programs
+
+
+def foreign_program():
+    """Load an XDP program that passes everything; return its fd."""
+    code = struct.pack("<BBhi", 0xB7, 0, 0, 2) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+    code, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL")
+    attr = struct.pack(
+        "IIQQIIQII", 6, 2, ctypes.addressof(code), ctypes.addressof(licence), 0, 0, 0, 0, 0
+    )
+    attr = ctypes.create_string_buffer(attr + b"foreign".ljust(16, b"\0"), 128)
+    fd = ctypes.CDLL(None, use_errno=True).syscall(321, 5, attr, 128)
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    return fd
+
+
+@pytest.fixture
+def put_foreign_program():
+    """Attach a program that is not ours, over netlink as ip-link(8) does."""
+
+    def put(bed, ifname):
+        fd = foreign_program()
+        with link.in_netns(bed.fwd), IPRoute() as route:
+            route.link("set", index=link.find_link(ifname).ifindex, xdp_fd=fd)
+        os.close(fd)
+
+    return put

@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 
 from l2fwd import link
-from l2fwd.config import (
-    ForwardConfig,
-    SocketConfig,
-    UmemConfig,
-    check_ifname,
-    parse_indices,
-    parse_mac,
-)
+from l2fwd.config import ForwardConfig, SocketConfig, UmemConfig, parse_indices
 from l2fwd.errors import ConfigError
+from l2fwd.words import check_ifname, parse_mac
 
 
 def run(*words, netns=None, prefix=()):
@@ -63,7 +57,11 @@ def assert_one_line(done, code, *words):
         (["f0", "f1", "--set-dst-mac", "00:11:22:33:44"], "six hex bytes"),
         (["f0", "f1", "--duration", "-1"], "duration"),
         (["f0", "f1", "--interval", "nan"], "interval"),
+        (["f0", "f1", "--interval", "1e-9"], "interval"),
         (["f0", "f1", "--cpus", "0,1", "--queues", "0"], "cpus"),
+        (["f0", "f1", "--cpus", ""], "cpus"),
+        (["f0", "f1", "--cpus", "all"], "cpus"),
+        (["f0", "f1", "--set-dst-mac", ""], "set-dst-mac"),
     ],
 )
 def test_a_wrong_argument_is_named(words, said):
@@ -91,7 +89,7 @@ def test_what_the_links_cannot_do_is_refused_before_anything_is_attached(bed, wo
     """R7, I4"""
     began = time.monotonic()
     assert_one_line(run("forward", "f0", "f1", *words, netns=bed.fwd), code, *said)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 3
     with link.in_netns(bed.fwd):
         assert link.find_link("f0").xdp_mode == link.find_link("f1").xdp_mode == "none"
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from l2fwd import check
+from l2fwd import check, ethtool
 from l2fwd import link as links
 from l2fwd.bpf import Attached
 from l2fwd.check import Finding, check_host, check_link
@@ -288,7 +288,7 @@ def test_gro_that_was_on_before_the_peer_came_up_is_mended_too(pair):
     with in_netns(pair[0]):
         links.set_up("left")
         with in_netns(pair[1]):
-            links.set_features("right", {"rx-gro": True})
+            ethtool.set_features("right", {"rx-gro": True})
             links.set_up("right")
         (fault,) = (f for f in check_link("left") if "ndo-xmit" in f.what)
         subprocess.run(fault.remedy, shell=True, check=True, capture_output=True)

@@ -1,5 +1,6 @@
 """What dies or stalls under a running engine is noticed, counted and brought back."""
 
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from l2fwd import link
-from l2fwd.bpf import describe_attached
+from l2fwd.bpf import Program, describe_attached
+from l2fwd.config import ForwardConfig
+from l2fwd.datapath.afxdp import AfxdpPath
+from l2fwd.errors import kernel_error
 
 pytestmark = pytest.mark.privileged
 
@@ -80,13 +84,14 @@ def test_a_frame_completed_unsent_is_a_drop(bed, forward, open_wire):
     assert summary["unaccounted"] == 0
 
 
-def recreate(bed, ifname):
+def recreate(bed, ifname, before_up=lambda: None):
     """Delete one of the middle links and make it again, as Bed does."""
     outer = {"f0": (bed.gen, "g0"), "f1": (bed.sink, "s0")}[ifname]
     with link.in_netns(bed.fwd):
         link.delete_link(ifname)
     yield
     link.create_veth(outer, (bed.fwd, ifname))
+    before_up()
     for netns, name in (outer, (bed.fwd, ifname)):
         with link.in_netns(netns):
             link.disable_ipv6(name)
@@ -108,6 +113,66 @@ def test_a_link_deleted_and_made_again_is_picked_up(bed, forward, open_wire, ifn
     forwarder.wait_for("port_up", 3)
     assert open_wire(bed).carries()
     assert forwarder.stop()["unaccounted"] == 0
+
+
+def test_what_hinders_the_mending_is_said_and_the_mending_goes_on(
+    bed, forward, open_wire, put_foreign_program
+):
+    """X4: the link comes back with somebody else's program, goes again, and comes back clean."""
+    forwarder = forward(bed)
+    steps = recreate(bed, "f0", before_up=lambda: put_foreign_program(bed, "f0"))
+    next(steps)
+    forwarder.wait_for("port_down", 2)
+    next(steps, None)
+    while "XDP program foreign" not in forwarder.wait_for("warning", 3)["message"]:
+        pass
+    steps = recreate(bed, "f0")
+    next(steps)
+    time.sleep(0.3)
+    next(steps, None)
+    forwarder.wait_for("port_up", 4)
+    assert open_wire(bed).carries()
+    assert forwarder.stop()["unaccounted"] == 0
+
+
+def test_a_pair_that_cannot_be_opened_again_is_tried_again(bed, forward, monkeypatch):
+    """The socket map refuses once while mending: the pair is closed, not left half open."""
+    events = []
+    with link.in_netns(bed.fwd):
+        path = AfxdpPath(ForwardConfig(in_link="f0", out_link="f1"), events.append)
+        path.start()
+        path._down(path.pairs, "by the test")
+        real, calls = Program.set_socket, []
+
+        def fail_once(self, *arguments):
+            calls.append(arguments)
+            if len(calls) == 1:
+                raise kernel_error(errno.ENOMEM, "update map", "sockets[0]")
+            real(self, *arguments)
+
+        monkeypatch.setattr(Program, "set_socket", fail_once)
+        open_after = []
+        for _ in range(40):
+            path.watch()
+            if len(calls) > len(open_after):
+                open_after.append(path.pairs[0].is_open)
+            if {"event": "port_up", "queue": 0} in events:
+                break
+            time.sleep(0.1)
+        path.stop()
+    assert open_after == [False, True]
+    assert events[-1] == {"event": "port_up", "queue": 0}
+
+
+def test_a_pair_that_dies_at_once_is_not_opened_without_pause(bed, forward, shim):
+    forwarder = forward(bed, environment={"LD_PRELOAD": shim, "SENDTO_ERRNO": "6", "EVERY": "1"})
+    ends = time.monotonic() + 3
+    with link.in_netns(bed.gen):
+        while time.monotonic() < ends:
+            subprocess.run(["ping", "-c", "1", "-W", "0.1", "10.77.0.2"], timeout=10, check=False)
+    forwarder.stop()
+    downs = [event for event in forwarder.events if event["event"] == "port_down"]
+    assert 1 <= len(downs) <= 8
 
 
 def test_a_link_moved_to_another_namespace_is_noticed(bed, forward, open_wire):
@@ -209,7 +274,7 @@ ssize_t sendto(int fd, const void *data, size_t length, int flags,
 
     if (!real)
         real = dlsym(RTLD_NEXT, "sendto");
-    if (fault && !length && ++calls % 3) {
+    if (fault && !length && (getenv("EVERY") || ++calls % 3)) {
         errno = atoi(fault);
         return -1;
     }

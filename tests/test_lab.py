@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from l2fwd import link
+from l2fwd import ethtool, link
 from l2fwd.errors import ConfigError, KernelError, UnsupportedError
 from l2fwd.lab import Bed, Demo, passed, remove_dead_demos
 from l2fwd.lab_traffic import MAX_FRAME_BYTES, MIN_FRAME_BYTES, WINDOW, Stream, exchange, settle
@@ -81,7 +81,7 @@ def test_a_bed_has_three_namespaces_and_four_links_that_are_up(bed):
     assert bed.leftovers() == [bed.gen, bed.fwd, bed.sink]
     for netns, ifname in ((bed.gen, "g0"), (bed.fwd, "f0"), (bed.fwd, "f1"), (bed.sink, "s0")):
         with link.in_netns(netns):
-            found, features = link.find_link(ifname), link.features(ifname)
+            found, features = link.find_link(ifname), ethtool.features(ifname)
         assert found.is_up
         assert found.has_carrier
         assert found.is_promiscuous

@@ -1,11 +1,9 @@
 """Start, stop, kill, restart; other programs and other engines on the same links."""
 
-import ctypes
 import os
 import random
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -33,26 +31,10 @@ def attached(bed, ifname):
         return describe_attached(link.find_link(ifname).ifindex)
 
 
-def foreign_program():
-    """Load an XDP program that passes everything; return its fd."""
-    code = struct.pack("<BBhi", 0xB7, 0, 0, 2) + struct.pack("<BBhi", 0x95, 0, 0, 0)
-    code, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL")
-    attr = struct.pack(
-        "IIQQIIQII", 6, 2, ctypes.addressof(code), ctypes.addressof(licence), 0, 0, 0, 0, 0
-    )
-    attr = ctypes.create_string_buffer(attr + b"foreign".ljust(16, b"\0"), 128)
-    fd = ctypes.CDLL(None, use_errno=True).syscall(321, 5, attr, 128)
-    assert fd >= 0, os.strerror(ctypes.get_errno())
-    return fd
-
-
 @pytest.fixture
-def foreign(bed):
-    """A program that is not ours on f0, attached over netlink as ip-link(8) does."""
-    fd = foreign_program()
-    with link.in_netns(bed.fwd), IPRoute() as route:
-        route.link("set", index=link.find_link("f0").ifindex, xdp_fd=fd)
-    os.close(fd)
+def foreign(bed, put_foreign_program):
+    """A program that is not ours on f0."""
+    put_foreign_program(bed, "f0")
     return attached(bed, "f0")
 
 
@@ -81,9 +63,11 @@ def test_a_signal_while_starting_leaves_nothing(bed, forward):
         forwarder = forward(bed, ready=False)
         time.sleep(delays.uniform(0.1, 0.8))
         forwarder.process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
         assert forwarder.wait(5) in (0, -signal.SIGTERM)
+        assert time.monotonic() - asked < 1.5
         assert "Traceback" not in forwarder.stderr
-        assert attached(bed, "f0").program_id == 0
+        assert attached(bed, "f0").program_id == attached(bed, "f1").program_id == 0
 
 
 def test_programs_are_detached_before_sockets_close(bed, monkeypatch):
@@ -99,6 +83,19 @@ def test_programs_are_detached_before_sockets_close(bed, monkeypatch):
         path.start()
         path.stop()
     assert order == ["detach", "detach", "close", "close"]
+
+
+def test_what_was_received_is_sent_before_the_programs_go(bed, open_wire):
+    """P12: without a program some drivers send nothing."""
+    config = ForwardConfig(in_link="f0", out_link="f1", **SMALL)
+    with link.in_netns(bed.fwd):
+        path = AfxdpPath(config, lambda event: None)
+        path.start()
+    wire = open_wire(bed)
+    sent = wire.send(50)
+    path.stop()
+    assert wire.receive(50) == sent
+    assert path.sample().in_flight == 0
 
 
 def test_many_starts_and_stops_do_not_grow_the_process(bed):
@@ -178,10 +175,9 @@ def test_unload_names_the_engine_that_is_running(bed, forward):
 def test_a_chained_program_that_outlived_its_engine_is_unloaded(bed, forward):
     """S8"""
     forwarder = forward(bed, "--chain", "--mode", "native")
-    warnings = [e["message"] for e in forwarder.events if e["event"] == "warning"]
     left = attached(bed, "f0")
     if left.name == "l2fwd_afxdp":  # no dispatcher in this kernel: the fall-back is said
-        assert any("no dispatcher" in message for message in warnings)
+        assert "no dispatcher" in forwarder.wait_for("warning")["message"]
     forwarder.kill()
     assert attached(bed, "f0").program_id == left.program_id
     unload = forward(bed, ready=False, verb="unload", links=("f0", "f1"))
@@ -193,8 +189,7 @@ def test_a_stale_program_of_ours_is_removed_at_the_next_start(bed, forward, open
     """S8"""
     forward(bed, "--chain", "--mode", "native").kill()
     forwarder = forward(bed)
-    messages = [e["message"] for e in forwarder.events if e["event"] == "warning"]
-    assert any("left by an engine that was killed" in message for message in messages)
+    assert "left by an engine that was killed" in forwarder.wait_for("warning")["message"]
     assert open_wire(bed).carries()
     forwarder.stop()
 
@@ -203,7 +198,22 @@ def test_chained_programs_go_with_a_clean_stop(bed, forward, open_wire):
     forwarder = forward(bed, "--chain")
     assert open_wire(bed).carries()
     forwarder.stop()
-    assert attached(bed, "f0").program_id == 0
+    assert attached(bed, "f0").program_id == attached(bed, "f1").program_id == 0
+
+
+def test_a_chained_engine_takes_over_from_one_that_was_killed(bed, forward, open_wire):
+    forward(bed, "--chain", "--mode", "native").kill()
+    again = forward(bed, "--chain", "--mode", "native")
+    assert open_wire(bed).carries()
+    assert forward(bed, ready=False).wait() == 1  # and a live one is not taken for a stale one
+    again.stop()
+
+
+def test_chaining_to_a_program_that_libxdp_did_not_attach_is_refused(bed, foreign, forward):
+    forwarder = forward(bed, "--chain", ready=False)
+    assert forwarder.wait() == 1
+    assert "was not attached through libxdp" in forwarder.stderr
+    assert attached(bed, "f0") == foreign
 
 
 def test_an_idle_engine_sleeps(bed, forward):
@@ -232,10 +242,10 @@ def bridge(bed):
 def test_a_link_without_native_xdp_falls_back_aloud(bed, bridge, forward):
     """S10"""
     forwarder = forward(bed, links=(bridge, "f1"))
-    messages = [e["message"] for e in forwarder.events if e["event"] == "warning"]
-    assert any("fell back to skb" in message for message in messages)
     modes = {s["link"]: s["attach_mode"] for s in forwarder.events[-1]["sockets"]}
     assert modes == {bridge: "skb", "f1": "native"}
+    while "native XDP refused, fell back to skb" not in forwarder.wait_for("warning")["message"]:
+        pass
     forwarder.stop()
 
 
@@ -250,8 +260,11 @@ def test_what_must_be_native_is_refused_on_a_bridge(bed, bridge, forward, option
     assert attached(bed, "f1").program_id == 0
 
 
-def test_it_ends_cleanly_when_nobody_reads_its_output_any_more(bed):
-    command = f"{sys.executable} -m l2fwd forward f0 f1 --interval 0.05 | head -n 3"
+@pytest.mark.parametrize(
+    "rest", ["--interval 0.05 | head -n 3", "--duration 0.3 --interval 0 | head -n 2", "-d 0.1 >&-"]
+)
+def test_it_ends_cleanly_when_nobody_reads_its_output_any_more(bed, rest):
+    command = f"{sys.executable} -m l2fwd forward f0 f1 {rest}"
     done = subprocess.run(
         ["nsenter", f"--net=/run/netns/{bed.fwd}", "bash", "-c", f"set -o pipefail; {command}"],
         capture_output=True,
@@ -260,6 +273,22 @@ def test_it_ends_cleanly_when_nobody_reads_its_output_any_more(bed):
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+    assert attached(bed, "f0").program_id == 0
+
+
+@pytest.mark.parametrize("verb", ["forward f0 f1", "check f0"])
+def test_output_that_cannot_be_written_is_said_in_one_line(bed, verb):
+    command = f"{sys.executable} -m l2fwd {verb} > /dev/full"
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{bed.fwd}", "bash", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert attached(bed, "f0").program_id == 0
 
 

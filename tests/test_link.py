@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 from pyroute2 import IPRoute
 
+from l2fwd import ethtool
 from l2fwd import link as links
 from l2fwd.errors import ConfigError, KernelError, UnsupportedError
 from l2fwd.link import find_link, find_peer, in_netns
@@ -201,10 +202,10 @@ def test_an_unknown_link_is_reported_with_the_close_name_and_the_remedy(pair):
         links.set_down,
         links.delete_link,
         links.disable_ipv6,
-        links.features,
+        ethtool.features,
         lambda name: links.set_mtu(name, 1500),
         lambda name: links.add_address(name, "192.0.2.1/24"),
-        lambda name: links.set_features(name, {"rx-gro": True}),
+        lambda name: ethtool.set_features(name, {"rx-gro": True}),
     ],
 )
 def test_no_change_works_on_a_link_that_does_not_exist(pair, change):
@@ -228,9 +229,9 @@ def test_an_attached_program_is_seen_with_its_mode_and_id(pair, name, mode):
 @pytest.mark.privileged
 def test_features_have_the_kernels_names_and_ethtools(pair):
     with in_netns(pair[0]):
-        before = links.features("left")
-        links.set_features("left", {"rx-gro": True, "tx-checksumming": False})
-        after = links.features("left")
+        before = ethtool.features("left")
+        ethtool.set_features("left", {"rx-gro": True, "tx-checksumming": False})
+        after = ethtool.features("left")
         listed = subprocess.run(
             ["ethtool", "-k", "left"], check=True, capture_output=True, text=True
         ).stdout
@@ -250,9 +251,9 @@ def test_features_have_the_kernels_names_and_ethtools(pair):
 def test_a_feature_the_driver_keeps_or_nobody_has_is_refused(pair):
     with in_netns(pair[0]):
         with pytest.raises(UnsupportedError, match="keeps rx-lro off"):
-            links.set_features("left", {"rx-lro": True})
+            ethtool.set_features("left", {"rx-lro": True})
         with pytest.raises(ConfigError, match="did you mean rx-gro"):
-            links.set_features("left", {"rx-groo": True})
+            ethtool.set_features("left", {"rx-groo": True})
 
 
 @pytest.mark.privileged
@@ -264,7 +265,7 @@ def test_redirect_into_a_veth_works_once_the_peer_is_up_and_then_gets_gro(pair):
             links.set_up("right")
         before = xdp_features(ifindex)
         with in_netns(pair[1]):
-            links.set_features("right", {"generic-receive-offload": True})
+            ethtool.set_features("right", {"generic-receive-offload": True})
         after = xdp_features(ifindex)
     if before is None:
         pytest.skip(f"kernel {platform.release()} has no netdev family")
@@ -346,7 +347,7 @@ def test_nothing_is_left_behind_by_any_call(pair):
         left = find_link("left")
         find_peer(left)
         xdp_features(left.ifindex)
-        links.set_features("left", {"rx-gro": True})
+        ethtool.set_features("left", {"rx-gro": True})
         links.set_up("left")
         links.create_veth((None, "one"), (name, "two"))
         for broken in ("nowhere", "a/b"):

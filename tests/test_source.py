@@ -13,10 +13,10 @@ GENERATED = ROOT / "build" / "cython" / "l2fwd"
 
 # A module imports only from layers above its own; ARCHITECTURE.md says why.
 LAYERS = (
-    {"errors", "abi", "_xdp", "_libxdp"},
+    {"errors", "abi", "words", "_xdp", "_libxdp"},
     {"config", "rules", "packet", "stats"},
     {"_rings", "_classify", "_worker"},
-    {"link", "netdev", "bpf", "_bpf"},
+    {"link", "ethtool", "netdev", "bpf", "_bpf"},
     {"xsk"},
     {"datapath"},
     {"engine", "check", "control", "metrics", "capture"},
@@ -24,7 +24,14 @@ LAYERS = (
     {"__main__", "__init__"},
 )
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
-WITHIN_A_LAYER = {("_worker", "_rings"), ("bpf", "_bpf"), ("lab", "lab_traffic"), ("cli", "lab")}
+WITHIN_A_LAYER = {
+    ("_worker", "_rings"),
+    ("words", "errors"),
+    ("link", "ethtool"),
+    ("bpf", "_bpf"),
+    ("lab", "lab_traffic"),
+    ("cli", "lab"),
+}
 ONLY_IMPORTED_BY = {
     "pyroute2": {"link", "netdev"},
     "l2fwd._bpf": {"bpf", "xsk"},

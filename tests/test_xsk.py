@@ -7,12 +7,15 @@ import gc
 import os
 import socket
 import struct
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from l2fwd import link
+from l2fwd._worker import Worker
 from l2fwd.bpf import Program
 from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig
 from l2fwd.errors import ConfigError, KernelError
@@ -142,6 +145,36 @@ def test_a_umem_cannot_go_while_a_socket_uses_it(umem, xsk):
         umem.close()
 
 
+def test_a_socket_that_closes_takes_its_frames_along_and_the_ledger_says_so(umem, xsk):
+    second = XdpSocket(umem, "f1", 0, SETTINGS)
+    second.port.refill(16)
+    second.close()
+    assert umem.pool.lost_count == 16
+    assert umem.pool.free_count + umem.pool.lost_count == GEOMETRY.frame_count
+
+
+def test_a_umem_whose_sockets_were_all_closed_is_not_bound_again(umem):
+    XdpSocket(umem, "f0", 0, SETTINGS).close()
+    with pytest.raises(ConfigError, match="make a new one"):
+        XdpSocket(umem, "f0", 0, SETTINGS)
+
+
+def test_a_port_in_use_is_neither_closed_nor_driven_by_a_second_worker(umem, xsk):
+    """P42: one thread drives a socket."""
+    second = XdpSocket(umem, "f1", 0, SETTINGS)
+    worker = Worker(xsk.port, second.port)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    while worker.turns[0] == 0:
+        time.sleep(0.001)
+    for forbidden in (second.close, xsk.port.reclaim, worker.turn, worker.run):
+        with pytest.raises(ConfigError, match="a worker is running"):
+            forbidden()
+    worker.stop()
+    thread.join()
+    second.close()
+
+
 def test_two_links_share_one_umem(umem, xsk):
     """R11, P10"""
     second = XdpSocket(umem, "f1", 0, SETTINGS)
@@ -156,7 +189,7 @@ def test_descriptors_do_not_survive_into_a_child(xsk):
     program = Program("afxdp", {"sockets": 1})
     found = link.find_link("f0")
     attachment = program.attach(found.ifindex, "f0", AttachMode.NATIVE)
-    ours = [xsk.handle.fd, program.fd, attachment._fd]
+    ours = [xsk.handle.fd, program.fd, attachment.fd]
     flags = [Path(f"/proc/self/fdinfo/{fd}").read_text() for fd in ours]
     attachment.detach()
     program.close()

@@ -9,7 +9,9 @@ import sys
 
 
 def silence_stdout() -> None:
-    """Send what is still to be printed nowhere: the reader of our output has gone."""
+    """Send what is still to be printed nowhere: it cannot be written."""
+    if sys.stdout is None:
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

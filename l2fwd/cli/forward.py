@@ -1,7 +1,6 @@
 """``forward IN OUT``: move frames between two links until stopped."""
 
 import argparse
-from contextlib import suppress
 
 from l2fwd.config import (
     DEFAULT_BATCH_SIZE,
@@ -14,10 +13,11 @@ from l2fwd.config import (
     UmemConfig,
     choose,
     parse_indices,
-    parse_mac,
 )
 from l2fwd.errors import ConfigError
+from l2fwd.words import parse_mac
 
+MIN_INTERVAL = 0.01  # seconds; a report costs about a millisecond
 HELP = "Forward Ethernet frames between two links, both ways, unmodified."
 
 
@@ -60,6 +60,8 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         value = getattr(args, name)
         if value is not None and not 0 <= value < 1e9:
             raise ConfigError(f"{name} must be a number of seconds from 0 on, got {value}")
+    if 0 < args.interval < MIN_INTERVAL:
+        raise ConfigError(f"interval must be 0 or at least {MIN_INTERVAL} s, got {args.interval}")
     frames = 4 * args.ring_size if args.frames is None else args.frames
     batch_size = args.batch_size
     if batch_size is None:
@@ -74,7 +76,7 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         out_link=args.out_link,
         one_way=args.one_way,
         queues=parse_indices(args.queues, "queues"),
-        cpus=parse_indices(args.cpus, "cpus") if args.cpus else None,
+        cpus=_cpus(args.cpus),
         mode=choose(AttachMode, args.mode, "mode"),
         strict=args.strict,
         chain=args.chain,
@@ -88,10 +90,21 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         ),
         socket=socket,
         rewrite=Rewrite(
-            dst_mac=parse_mac(args.set_dst_mac, "set-dst-mac") if args.set_dst_mac else None,
+            dst_mac=parse_mac(args.set_dst_mac, "set-dst-mac")
+            if args.set_dst_mac is not None
+            else None,
             swap_mac=args.swap_mac,
         ),
     )
+
+
+def _cpus(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    cpus = parse_indices(text, "cpus")
+    if cpus is None:
+        raise ConfigError("cpus must be a list like 0,2-4, one for each queue; got 'all'")
+    return cpus
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from l2fwd.check import check_packets
     from l2fwd.cli.output import Printer
     from l2fwd.datapath.afxdp import AfxdpPath
-    from l2fwd.engine import Engine, Stopped, stop_on_signals
+    from l2fwd.engine import Engine, stop_on_signals
 
     with Printer(json=args.json, quiet=args.quiet) as printer:
         path = AfxdpPath(config, printer)
@@ -109,6 +122,6 @@ def run(args: argparse.Namespace) -> int:
         for name in (config.in_link, config.out_link):
             for finding in check_packets(name):
                 printer({"event": "warning", "message": str(finding)})
-        with stop_on_signals(engine), suppress(Stopped):
-            engine.run()
+        stop_on_signals(engine)
+        engine.run()
     return 0

@@ -1,13 +1,16 @@
 """Events of an engine, as JSON lines, plain lines, or a live table."""
 
+import errno
 import json
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 from l2fwd.cli import silence_stdout
+from l2fwd.errors import RunError
 from l2fwd.stats import drops_text
 
+_READER_GONE: Final = (errno.EPIPE, errno.EIO, errno.EBADF)
 _COLUMNS: Final = ("rx/s", "tx/s", "drop/s", "rx Mbit/s", "tx Mbit/s")
 
 
@@ -17,7 +20,7 @@ class Printer:
     Parameters
     ----------
     json : bool
-        One object per line, and nothing else.
+        One object per line, and nothing else; ``ready`` first, warnings from before it next.
     quiet : bool
         No ``stats``.
 
@@ -32,6 +35,7 @@ class Printer:
         self._quiet = quiet
         self._live = None if json or quiet else _live_table()
         self._lines = 0
+        self._held: list[dict[str, Any]] | None = [] if json else None
         self.on_closed: Callable[[], None] = lambda: None
 
     def __enter__(self) -> "Printer":
@@ -40,13 +44,32 @@ class Printer:
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
             self._live.stop()
+        self._release()
 
     def __call__(self, event: dict[str, Any]) -> None:
+        """Print ``event``.
+
+        Raises
+        ------
+        RunError
+            If the output cannot be written, and not because its reader has gone.
+        """
+        if self._held is not None and event["event"] == "warning":
+            self._held.append(event)  # the first object is "ready"
+            return
         try:
             self._print(event)
-        except BrokenPipeError:
+            self._release()
+        except OSError as error:
             silence_stdout()
+            if error.errno not in _READER_GONE:
+                raise RunError(f"write the output: {error.strerror}") from None
             self.on_closed()
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        for event in held or ():
+            self._print(event)
 
     def _print(self, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -76,7 +99,7 @@ class Printer:
         for name, *cells, drops in rows:
             print(f"{name:<16}" + "".join(f"{cell:>14}" for cell in cells) + f"  {drops}")
         self._lines += 1
-        sys.stdout.flush()
+        print(end="", flush=True)
 
 
 def _row(rate: dict[str, Any]) -> list[str]:
@@ -115,7 +138,7 @@ def _summary_lines(event: dict[str, Any]) -> list[str]:
 
 def _live_table() -> Any:
     """Return a rich live display where there is a terminal and rich is installed, else None."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         return None
     try:
         from rich.live import Live

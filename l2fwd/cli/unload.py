@@ -12,15 +12,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import json
+    import sys
 
     from l2fwd.bpf import unload
+    from l2fwd.errors import L2fwdError
     from l2fwd.link import find_link
 
+    code = 0
     for name in args.links:
-        removed = unload(find_link(name).ifindex, name)
+        try:
+            removed = unload(find_link(name).ifindex, name)
+        except L2fwdError as error:
+            print(f"l2fwd unload: {error}", file=sys.stderr)
+            code = max(code, error.exit_code)
+            continue
         if args.json:
             removed_id = removed.program_id if removed else None
             print(json.dumps({"event": "unload", "link": name, "program_id": removed_id}))
         else:
             print(f"{name}: {f'detached {removed}' if removed else 'nothing of ours attached'}")
-    return 0
+    return code

@@ -9,11 +9,21 @@ Event = dict[str, Any]
 Notify = Callable[[Event], None]
 
 
+class Stopped(Exception):  # noqa: N818 - an answer to a signal, not an error
+    """A stop was asked for before the data path was ready."""
+
+
 class DataPath(Protocol):
     """What the engine asks of a data path."""
 
-    def start(self) -> list[Event]:
-        """Attach, bind and forward; return one description per socket.  All or nothing."""
+    def start(self, is_stopping: Callable[[], bool]) -> list[Event]:
+        """Attach, bind and forward; return one description per socket.  All or nothing.
+
+        Raises
+        ------
+        Stopped
+            Soon after ``is_stopping`` says so.
+        """
 
     def watch(self) -> None:
         """Notice what died and bring back what can be; called a few times a second."""
@@ -22,4 +32,4 @@ class DataPath(Protocol):
         """Read all counters.  Callable while forwarding and after ``stop``."""
 
     def stop(self) -> None:
-        """Detach, forward what was received, close.  A second call does nothing."""
+        """Forward what was received, detach, close.  A second call does nothing."""

@@ -7,14 +7,22 @@ other pairs go on meanwhile.
 import errno
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Final
 
-from l2fwd.config import ForwardConfig
-from l2fwd.datapath import Event, Notify
+from l2fwd.config import BindMode, ForwardConfig
+from l2fwd.datapath import Event, Notify, Stopped
 from l2fwd.datapath.queue_pair import QueuePair
 from l2fwd.datapath.side import Side
-from l2fwd.errors import ConfigError, KernelError, L2fwdError
+from l2fwd.errors import ConfigError, KernelError, L2fwdError, RunError
+from l2fwd.netdev import xdp_features
 from l2fwd.stats import Snapshot
+from l2fwd.xsk import XdpSocket
+
+_CARRIER_POLL_SECONDS: Final = 0.02
+_MIN_RETRY_SECONDS: Final = 0.1
+_MAX_RETRY_SECONDS: Final = 1.6  # a queue that is free again is taken within two seconds
 
 
 class AfxdpPath:
@@ -24,7 +32,8 @@ class AfxdpPath:
     ----------
     config : ForwardConfig
     notify : callable
-        Gets one dict per event: ``warning``, ``port_down``, ``port_up``, ``program_lost``.
+        Gets one dict per event: ``warning``, ``port_down``, ``port_up``, ``program_lost``,
+        ``program_attached``.
 
     Raises
     ------
@@ -41,41 +50,69 @@ class AfxdpPath:
         self.pairs = [QueuePair(self.sides, q, cpu) for q, cpu in zip(queues, cpus, strict=True)]
         self._undo = ExitStack()
         self._final: Snapshot | None = None
-        self._missing: set[str] = set()
+        self._hindrances: list[str] = []  # the same one, as often as it came in a row
+        self._retry = Backoff()
 
-    def start(self) -> list[Event]:
+    def start(self, is_stopping: Callable[[], bool] = lambda: False) -> list[Event]:
         """Attach both programs, bind every queue, then let packets in; all or nothing."""
+
+        def check() -> None:
+            if is_stopping():
+                raise Stopped
+
         with ExitStack() as undo:
             for side in self.sides:
                 undo.callback(side.close)
                 self._warn(side.attach())
-            self._wait_for_carrier()
+                check()
+            for side in self.sides:
+                self._wait_for_carrier(side, check)
             for pair in self.pairs:
                 undo.callback(pair.close)
                 pair.open()
+                check()
+            self._check_obtained()
             # Only now: a packet let in earlier would find no worker.
             for pair in self.pairs:
                 pair.start()
             self._undo = undo.pop_all()
-        self._check_obtained()
         return [event for pair in self.pairs for event in pair.describe()]
 
-    def _wait_for_carrier(self) -> None:
-        for side in self.sides:
-            if side.link.has_carrier and not side.wait_for_carrier():
+    def _wait_for_carrier(self, side: Side, check: Callable[[], None]) -> None:
+        """Attaching resets the rings of Intel NICs, which takes their carrier away."""
+        if not side.link.has_carrier:
+            self._warn([f"{side.name}: no carrier; what is sent there is dropped"])
+            return
+        deadline = time.monotonic() + self.config.carrier_timeout
+        while not side.has_carrier():
+            check()
+            if time.monotonic() > deadline:
                 self._warn([f"{side.name}: no carrier since the program was attached"])
-            elif not side.link.has_carrier:
-                self._warn([f"{side.name}: no carrier; what is sent there is dropped"])
+                return
+            time.sleep(_CARRIER_POLL_SECONDS)
 
     def _check_obtained(self) -> None:
-        for side in self.sides:
-            if side.link.rx_queue_count > len(self.pairs):
+        for i, side in enumerate(self.sides):
+            queues = side.link.rx_queue_count
+            if queues > len(self.pairs) and not (self.config.one_way and i == 1):
                 self._warn(
                     [
-                        f"{side.name} has {side.link.rx_queue_count} RX queues, {len(self.pairs)} "
-                        "are forwarded; the others go to the host stack"
+                        f"{side.name}: {len(self.pairs)} of {queues} RX queues are forwarded; "
+                        "the others go to the host stack"
                     ]
                 )
+            if self.config.socket.bind_mode is BindMode.AUTO:
+                self._check_zero_copy(side, [pair.sockets[i] for pair in self.pairs])
+
+    def _check_zero_copy(self, side: Side, sockets: list[XdpSocket]) -> None:
+        """The kernel falls back to copy mode without a word (``xp_assign_dev``)."""
+        features = xdp_features(side.link.ifindex)
+        if features is None or not features.zero_copy or all(s.is_zero_copy for s in sockets):
+            return
+        note = f"{side.name}: the driver has zero-copy, copy mode was obtained; see l2fwd check"
+        if self.config.strict:
+            raise RunError(f"--strict: {note}")
+        self._warn([note])
 
     def _warn(self, notes: list[str]) -> None:
         for note in notes:
@@ -84,50 +121,64 @@ class AfxdpPath:
     def watch(self) -> None:
         """Notice dead sockets, lost programs and vanished links; mend what can be mended."""
         for side in self.sides:
-            self._watch_side(side)
+            if side.attachment is not None:
+                self._watch_side(side)
         for pair in self.pairs:
             if pair.has_ended:
-                self._down(pair, str(pair.error or "the worker ended"))
-        if not self._missing:
-            self._reopen()
+                self._down([pair], str(pair.error or "the worker ended"))
+        if all(side.attachment for side in self.sides) and all(p.is_open for p in self.pairs):
+            self._retry.succeed()
+            self._hindrances = []
+        elif self._retry.is_due():
+            self._mend()
 
     def _watch_side(self, side: Side) -> None:
+        assert side.attachment is not None
         try:
-            if side.name in self._missing:
-                side.find_again()
-                self._missing.discard(side.name)
-            elif side.attachment is not None and not side.is_attached():
-                side.detach()
-                self._notify({"event": "program_lost", "link": side.name})
-        except ConfigError:
-            return  # not back yet
+            if side.attachment.is_there():
+                return
+            self._notify({"event": "program_lost", "link": side.name})
         except KernelError as error:
             if error.errno != errno.ENODEV:
                 raise
-            self._missing.add(side.name)
-            side.detach()
-            for pair in self.pairs:
-                self._down(pair, f"{side.name} is gone")
+            self._down(self.pairs, f"{side.name} is gone")
+        side.detach()
 
-    def _down(self, pair: QueuePair, reason: str) -> None:
-        if pair.is_open:
-            pair.close()
-            self._notify({"event": "port_down", "queue": pair.queue_id, "reason": reason})
+    def _down(self, pairs: list[QueuePair], reason: str) -> None:
+        """Close pairs, all at once: each may sleep a while before it stops."""
+        for pair in pairs:
+            pair.ask_to_stop()
+        for pair in pairs:
+            if pair.is_open:
+                pair.close()
+                self._notify({"event": "port_down", "queue": pair.queue_id, "reason": reason})
 
-    def _reopen(self) -> None:
-        """Attach and open again what is closed; what does not work now is tried again."""
+    def _mend(self) -> None:
+        """Attach and open again what is closed; what does not work is said, and tried again."""
         try:
             for side in self.sides:
                 if side.attachment is None:
+                    side.find()
                     self._warn(side.attach())
                     self._notify({"event": "program_attached", "link": side.name})
             for pair in self.pairs:
                 if not pair.is_open:
-                    pair.open()
+                    pair.open(bind_timeout=0)  # the next watch tries again
                     pair.start()
                     self._notify({"event": "port_up", "queue": pair.queue_id})
-        except L2fwdError:
-            return
+        except L2fwdError as error:
+            self._complain(str(error))
+            # A link that is not there yet costs little to look for: no back-off.
+            if not isinstance(error, ConfigError):
+                self._retry.fail()
+        else:
+            self._retry.fail()  # until it has held for a while
+
+    def _complain(self, reason: str) -> None:
+        """Say once what hinders; not at first, as a queue just closed is busy for a moment."""
+        self._hindrances = [*self._hindrances, reason] if reason in self._hindrances else [reason]
+        if len(self._hindrances) == 2:
+            self._warn([f"not mended yet: {reason}"])
 
     def sample(self) -> Snapshot:
         """Read all counters."""
@@ -143,19 +194,44 @@ class AfxdpPath:
         return snapshot
 
     def stop(self) -> None:
-        """Detach first, so that nothing arrives any more, then drain, then close.
+        """Let no more in, drain, detach, close.
 
-        Closing a socket under a live program crashes some drivers.
+        Detached only after the drain, as some drivers send nothing without a program; closed
+        only after that, as some crash when a socket closes under one.
         """
-        for side in self.sides:
-            side.detach()
         for pair in self.pairs:  # all at once: each may sleep a while before it looks
             pair.ask_to_stop()
         for pair in self.pairs:
             pair.stop()
+        for side in self.sides:
+            side.detach()
         if self._final is None:
             self._final = self.sample()
         self._undo.close()
+
+
+class Backoff:
+    """Doubles the time between tries from one failure to the next."""
+
+    def __init__(self) -> None:
+        self._delay = 0.0
+        self._due = 0.0
+        self._since = 0.0
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due
+
+    def fail(self) -> None:
+        self._delay = min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, 2 * self._delay))
+        self._due = time.monotonic() + self._delay
+        self._since = 0.0
+
+    def succeed(self) -> None:
+        """Forget earlier failures once it has been well for a while."""
+        now = time.monotonic()
+        self._since = self._since or now
+        if now - self._since > _MAX_RETRY_SECONDS:
+            self._delay = self._due = 0.0
 
 
 def _choose_queues(config: ForwardConfig, sides: tuple[Side, Side]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from l2fwd.datapath import Event
 from l2fwd.datapath.side import Side
 from l2fwd.errors import KernelError, RunError, kernel_error
 from l2fwd.stats import PortSample, add, kernel_drops
-from l2fwd.xsk import Umem, XdpSocket
+from l2fwd.xsk import BIND_RETRY_SECONDS, Umem, XdpSocket
 
 _JOIN_SECONDS: Final = 2.0
 
@@ -43,20 +43,20 @@ class QueuePair:
     def is_open(self) -> bool:
         return bool(self.sockets)
 
-    def open(self) -> None:
+    def open(self, bind_timeout: float = BIND_RETRY_SECONDS) -> None:
         """Make UMEM, sockets and worker, and fill the fill rings; nothing flows yet."""
         wanted = self.config.socket
         try:
-            self._open(wanted)
+            self._open(wanted, bind_timeout)
         except KernelError as error:
             # The second socket inherits zero-copy from the first and may not have it.
             if wanted.bind_mode is not BindMode.AUTO or error.operation != "bind":
                 raise
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-            self._open(replace(wanted, bind_mode=BindMode.COPY))
+            self._open(replace(wanted, bind_mode=BindMode.COPY), bind_timeout)
 
-    def _open(self, settings: SocketConfig) -> None:
+    def _open(self, settings: SocketConfig, bind_timeout: float) -> None:
         config = self.config
         if not settings.tx_budget and settings.ring_size >= MIN_TX_SKB_BUDGET:
             budget = max(MIN_TX_SKB_BUDGET, min(config.batch_size, settings.ring_size))
@@ -66,7 +66,7 @@ class QueuePair:
             undo.callback(umem.close)
             sockets = []
             for side in self.sides:
-                xsk = XdpSocket(umem, side.name, self.queue_id, settings)
+                xsk = XdpSocket(umem, side.name, self.queue_id, settings, bind_timeout=bind_timeout)
                 undo.callback(xsk.close)
                 sockets.append(xsk)
             receivers = sockets[:1] if config.one_way else sockets
@@ -85,7 +85,13 @@ class QueuePair:
             self._undo = undo.pop_all()
 
     def start(self) -> None:
-        """Let packets in and forward them, in a thread of its own."""
+        """Let packets in and forward them, in a thread of its own; or close, and raise."""
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._start()
+            undo.pop_all()
+
+    def _start(self) -> None:
         self.error = None
         name = f"l2fwd-queue-{self.queue_id}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -95,7 +101,7 @@ class QueuePair:
             side.program.set_socket(self.queue_id, xsk.handle.fd)
 
     def _receiving(self) -> list[tuple[Side, XdpSocket]]:
-        pairs = list(zip(self.sides, self.sockets, strict=True))
+        pairs = list(zip(self.sides, self.sockets, strict=False))  # none while closed
         return pairs[:1] if self.config.one_way else pairs
 
     def _run(self) -> None:
@@ -119,7 +125,13 @@ class QueuePair:
         return self.is_open and self._thread is not None and not self._thread.is_alive()
 
     def ask_to_stop(self) -> None:
-        """Have the worker forward what is there and end; does not wait."""
+        """Let no more packets in, and have the worker end when it has forwarded the last.
+
+        Does not wait.
+        """
+        for side, _ in self._receiving():
+            if side.program is not None:
+                side.program.clear_socket(self.queue_id)
         if self._worker is not None:
             self._worker.stop()
 
@@ -155,14 +167,17 @@ class QueuePair:
             PortSample(past.link, past.queue, dict(past.counters), dict(past.drops), {})
             for past in self._past
         ]
-        for sample, xsk in zip(samples, self.sockets, strict=False):
-            counters = xsk.port.counters()
-            drops = {name: counters.pop(name) for name in list(counters) if name.endswith("_drops")}
-            add(sample.counters, counters)
-            add(sample.drops, drops)
+        ports = [xsk.port for xsk in self.sockets]
+        sent = [port.counters() for port in ports]
+        # After both: so that no packet is seen sent that was not seen received.
+        received = [port.counters() for port in ports]
+        for i, xsk in enumerate(self.sockets):
+            both = {key: (received if key.startswith("rx_") else sent)[i][key] for key in sent[i]}
+            add(samples[i].counters, {k: v for k, v in both.items() if not k.endswith("_drops")})
+            add(samples[i].drops, {k: v for k, v in both.items() if k.endswith("_drops")})
             with contextlib.suppress(KernelError):
-                add(sample.drops, kernel_drops(xsk.statistics()))
-            sample.frames = xsk.port.frames()
+                add(samples[i].drops, kernel_drops(xsk.statistics()))
+            samples[i].frames = xsk.port.frames()
         return samples
 
     def frames(self) -> dict[str, int]:

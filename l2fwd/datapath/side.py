@@ -2,87 +2,87 @@
 
 import errno
 import socket
-import time
-from typing import Final
+from contextlib import ExitStack
 
 from l2fwd import bpf, link
 from l2fwd.config import ForwardConfig
 from l2fwd.errors import ConfigError, KernelError, RunError
 
-_CARRIER_POLL_SECONDS: Final = 0.02
-
 
 class Side:
-    """One link of the job: its program, and how that is attached."""
+    """A link and our program on it.
+
+    Parameters
+    ----------
+    name : str
+    config : ForwardConfig
+
+    Raises
+    ------
+    ConfigError
+        If there is no such link, it is down, or its MTU does not fit a frame.
+    """
 
     def __init__(self, name: str, config: ForwardConfig) -> None:
         self.name = name
         self.config = config
-        self.link = link.find_link(name)
         self.attachment: bpf.Attachment | None = None
         self.program: bpf.Program | None = None
         self._promiscuous: socket.socket | None = None
-        self._check_link()
+        self.find()
 
-    def _check_link(self) -> None:
+    def find(self) -> None:
+        """Look the link up; it has a new ifindex when it was created again."""
+        self.link = link.find_link(self.name)
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
         self.config.umem.check_mtu(self.name, self.link.mtu)
 
-    def find_again(self) -> None:
-        """Look the link up anew; it has a new ifindex when it was created again.
-
-        Raises
-        ------
-        ConfigError
-            If it is not there, or not up yet.
-        """
-        self.link = link.find_link(self.name)
-        self._check_link()
-
     def attach(self) -> list[str]:
-        """Put our program on the link; return what the user should know."""
+        """Put our program on the link, or nothing; return what the user should know."""
+        config = self.config
         notes = self._clear_the_way()
         if self.program is None:
             sizes = {"sockets": max(self.link.rx_queue_count, 1)}
             self.program = bpf.Program("afxdp", sizes)
+        with ExitStack() as undo:
+            attachment = self._attach(self.program)
+            undo.callback(attachment.detach)
+            if config.strict and attachment.notes:
+                raise RunError(f"--strict: {attachment.notes[0]}")
+            # A forwarder takes in what is addressed to others; the hold ends with the process.
+            self._promiscuous = link.hold_promiscuous(self.link.ifindex)
+            undo.pop_all()
+        self.attachment = attachment
+        return notes + attachment.notes
+
+    def _attach(self, program: bpf.Program) -> bpf.Attachment:
         config = self.config
-        self.attachment = self.program.attach(
-            self.link.ifindex, self.name, config.mode, chain=config.chain
-        )
-        if config.strict and self.attachment.notes:
-            raise RunError(f"--strict: {self.attachment.notes[0]}")
-        # A forwarder takes in what is addressed to others; the hold ends with the process.
-        self._promiscuous = link.hold_promiscuous(self.link.ifindex)
-        return notes + self.attachment.notes
+        try:
+            return program.attach(self.link.ifindex, self.name, config.mode, chain=config.chain)
+        except KernelError as error:
+            if not config.chain or error.errno != errno.EBUSY:
+                raise
+            found = bpf.describe_attached(self.link.ifindex)
+            remedy = f"{found} was not attached through libxdp; detach it first"
+            raise KernelError(errno.EBUSY, error.operation, self.name, remedy) from None
 
     def _clear_the_way(self) -> list[str]:
         """Remove a stale program of ours; refuse to touch any other."""
         found = bpf.describe_attached(self.link.ifindex)
-        if not found.program_id or self.config.chain:
+        if not found.program_id:
             return []
         if found.is_ours and not found.pids:
             bpf.unload(self.link.ifindex, self.name)
             return [f"{self.name}: removed {found}, left by an engine that was killed"]
+        if self.config.chain and not found.is_ours:
+            return []
         remedy = (
             "stop that engine first"
             if found.is_ours
             else f"detach it (ip link set {self.name} xdp off) or share the link with --chain"
         )
         raise KernelError(errno.EBUSY, "attach to", self.name, f"{found} is there; {remedy}")
-
-    def is_attached(self) -> bool:
-        """Tell whether our program is still on the link.
-
-        Raises
-        ------
-        KernelError
-            ENODEV once the link is gone from this namespace.
-        """
-        if self.attachment is None:
-            return False
-        current = bpf.attached_program_id(self.link.ifindex)
-        return current == self.attachment.program_id
 
     def detach(self) -> None:
         if self.attachment is not None:
@@ -98,11 +98,5 @@ class Side:
             self.program.close()
             self.program = None
 
-    def wait_for_carrier(self) -> bool:
-        """Wait until the link carries: attaching resets the rings of Intel NICs."""
-        deadline = time.monotonic() + self.config.carrier_timeout
-        while not link.find_link(self.name).has_carrier:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_CARRIER_POLL_SECONDS)
-        return True
+    def has_carrier(self) -> bool:
+        return link.find_link(self.name).has_carrier
