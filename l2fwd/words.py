@@ -44,6 +44,6 @@ def check_unicast(mac: bytes, name: str) -> None:
 def check_ifname(name: str, field: str = "link name") -> None:
     """Refuse what cannot be the name of a link (``dev_valid_name``)."""
     if not 1 <= len(name.encode("utf-8", "replace")) <= MAX_IFNAME:
-        raise ConfigError(f"{field} must have 1 to {MAX_IFNAME} characters, got {name!r}")
-    if name in (".", "..") or _NOT_IN_IFNAME.search(name):
+        raise ConfigError(f"{field} must have 1 to {MAX_IFNAME} bytes, got {name!r}")
+    if name in (".", "..") or _NOT_IN_IFNAME.search(name) or not name.isprintable():
         raise ConfigError(f"{field} must not hold '/', ':', '%' or white space, got {name!r}")

@@ -34,7 +34,7 @@ def assert_one_line(done, code, *words):
         (["f0"], "required"),
         (["f0", "f0"], "same link"),
         (["nosuch0", "f1"], "nosuch0"),
-        (["f0", "a-name-of-16-chr"], "1 to 15 characters"),
+        (["f0", "a-name-of-16-chr"], "1 to 15 bytes"),
         (["f0", "a/b"], "'/'"),
         (["f0", "a%d"], "'%'"),
         (["f0", "f1", "--nosuch"], "--nosuch"),
