@@ -8,7 +8,7 @@ export L2FWD_DEBUG ?= 0
 KIND := $(if $(filter 1,$(L2FWD_DEBUG)),debug,release)
 SOURCES := setup.py pyproject.toml $(wildcard l2fwd/*.pyx l2fwd/*.pxd kern/*)
 
-.PHONY: build debug demo test lint bench clean system
+.PHONY: build debug demo test fuzz lint bench clean system
 
 build: $(VENV)/.built-$(KIND) ## compile extensions and BPF objects in place
 
@@ -20,6 +20,10 @@ demo: build                  ## forward real frames between two veth links and a
 
 test: build                  ## the whole test suite, as root; L2FWD_DEBUG=1 for the debug build
 	$(SUDO) $(BIN)/python -m pytest $(ARGS)
+
+fuzz: build                  ## a million frames against the oracle, long runs of the ring model
+	$(SUDO) env L2FWD_FUZZ=1 $(BIN)/python -m pytest --timeout 0 tests/test_model.py \
+	tests/test_redirect.py -k "agree or sequence"
 
 lint: build                  ## style and types
 	export PATH="$$PWD/$(BIN):$$PATH"; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && \

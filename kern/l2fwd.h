@@ -6,12 +6,98 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-/* Per CPU, one record.  The order is DATAPATH_COUNTERS of l2fwd/abi.py. */
-struct datapath_counters {
-	__u64 redirected_packets; /* handed to an AF_XDP socket */
-	__u64 passed_packets;	  /* no socket on the queue: left to the host stack */
+/* What a packet shows to a rule, as it is on the wire: KEY of l2fwd/rule_keys.py. */
+struct packet_key {
+	__u32 in_ifindex; /* host byte order */
+	__u8 dst_mac[6];
+	__u8 src_mac[6];
+	__be16 ethertype;  /* after up to two VLAN tags */
+	__be16 vlan_outer; /* VLAN id, NO_VLAN if untagged */
+	__be16 vlan_inner;
+	__u8 proto;
+	__u8 ip_version; /* 4, 6, or 0: no well-formed IP header */
+	__be16 sport;	 /* ports of first fragments of TCP, UDP, UDP-Lite, SCTP */
+	__be16 dport;
+	__u8 flags; /* enum key_flag */
+	__u8 zero[3];
+	__u8 src[16]; /* IPv4 in the first four bytes */
+	__u8 dst[16];
 };
 
-_Static_assert(sizeof(struct datapath_counters) == 16, "read as u64[2] by l2fwd/bpf.py");
+enum key_flag {
+	KEY_HAS_PORTS = 1 << 0,	 /* sport and dport were read */
+	KEY_LINK_LOCAL = 1 << 1, /* to 01-80-C2-00-00-0x: only a rule that names it matches */
+};
+
+#define NO_VLAN 0xffff /* no VLAN id is that large */
+
+/* Rules are found by a tuple-space search: for each mask, by rank, one hash look-up. */
+struct rule_key {
+	__u32 generation; /* version of the table: an update fills the next one, then switches */
+	__u32 mask_index;
+	struct packet_key packet; /* masked */
+};
+
+struct rule_mask {
+	struct packet_key mask;
+	__u32 best_rank; /* of the rules with this mask; masks are sorted by it */
+	__u32 zero;
+};
+
+enum rule_verdict {
+	VERDICT_PASS,
+	VERDICT_DROP,
+	VERDICT_OUT,
+	VERDICT_USER,
+};
+
+enum rule_change { /* in this order */
+	CHANGE_DEC_TTL = 1 << 0,
+	CHANGE_SWAP_MAC = 1 << 1,
+	CHANGE_SRC_MAC = 1 << 2,
+	CHANGE_DST_MAC = 1 << 3,
+	CHANGE_POP_VLAN = 1 << 4,
+	CHANGE_PUSH_VLAN = 1 << 5,
+};
+
+struct rule_action {
+	__u32 rank; /* place in the order of precedence; the least wins */
+	__u32 rule; /* key of its counters */
+	__u32 out_ifindex;
+	__u16 verdict; /* enum rule_verdict */
+	__u16 changes; /* enum rule_change */
+	__u16 vlan;    /* id to push, host byte order */
+	__u8 dst_mac[6];
+	__u8 src_mac[6];
+	__u16 zero;
+};
+
+struct rule_table { /* one per parity of the generation */
+	__u32 mask_count;
+	__u32 miss_verdict; /* enum rule_verdict */
+};
+
+struct rule_hits { /* per CPU, one per rule */
+	__u64 packets;
+	__u64 bytes;
+};
+
+#define MAX_MASKS 64 /* per generation */
+
+/* Per CPU, one record.  The order is DATAPATH_COUNTERS of l2fwd/abi.py. */
+struct datapath_counters {
+	__u64 redirected_packets; /* handed to an AF_XDP socket, or to another link */
+	__u64 passed_packets;	  /* left to the host stack */
+	__u64 rule_drops;	  /* a rule or the miss policy said so */
+	__u64 no_link_drops;	  /* the rule's link is not in the map */
+	__u64 mtu_drops;	  /* longer than the other link takes */
+	__u64 change_drops;	  /* could not be changed as the rule says */
+	__u64 redirected_bytes;
+};
+
+_Static_assert(sizeof(struct packet_key) == 64, "eight words, masked one by one");
+_Static_assert(sizeof(struct rule_key) == 72, "a hash key: no padding");
+_Static_assert(sizeof(struct rule_mask) == 72, "no padding");
+_Static_assert(sizeof(struct rule_action) == 32, "no padding");
 
 #endif

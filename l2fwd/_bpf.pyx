@@ -12,7 +12,7 @@ from libc.string cimport memset
 from l2fwd._libxdp cimport (
     BPF_LINK_TYPE_XDP, BPF_XDP, XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, bpf_link_create,
     bpf_link_create_opts, bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id,
-    bpf_link_info, bpf_map, bpf_map__fd, bpf_map__set_ifindex, bpf_map__set_max_entries,
+    bpf_link_info, bpf_map, bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd, bpf_map__set_ifindex, bpf_map__set_max_entries,
     bpf_map__value_size, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
     bpf_obj_get_info_by_fd, bpf_object, bpf_object__close, bpf_object__find_map_by_name,
     bpf_object__find_program_by_name, bpf_object__load, bpf_object__next_map,
@@ -40,6 +40,18 @@ cdef extern from "net/if.h" nogil:
         IF_NAMESIZE
 
     char* if_indextoname(unsigned int ifindex, char* name)
+
+
+cdef extern from * nogil:
+    """
+    #include <linux/membarrier.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    """
+    enum:
+        MEMBARRIER_CMD_GLOBAL
+        SYS_membarrier
+    long syscall(long number, ...)
 
 
 cdef extern from "sys/socket.h" nogil:
@@ -116,6 +128,8 @@ cdef class BpfObject:
         Name of its one XDP program.
     map_sizes : dict[str, int]
         ``max_entries`` by map name.
+    shared : BpfObject or None
+        A loaded object of the same file, whose maps named in ``shared_maps`` are used here too.
     """
 
     cdef bpf_object* object
@@ -124,7 +138,8 @@ cdef class BpfObject:
     cdef readonly str name
     cdef readonly bint is_loaded
 
-    def __cinit__(self, str path, str program, dict map_sizes):
+    def __cinit__(self, str path, str program, dict map_sizes, BpfObject shared=None,
+                  tuple shared_maps=()):
         cdef int error
         self.name = program
         self.object = bpf_object__open_file(path.encode(), NULL)
@@ -137,6 +152,10 @@ cdef class BpfObject:
             error = bpf_map__set_max_entries(self._map(name), size)
             if error:
                 raise kernel_error(-error, "size map", f"{name} to {size}")
+        for name in shared_maps:
+            error = bpf_map__reuse_fd(self._map(name), shared.map_fd(name))
+            if error:
+                raise kernel_error(-error, "share map", name)
 
     def __dealloc__(self):
         self._close()
@@ -204,6 +223,35 @@ cdef class BpfObject:
         if bpf_map_update_elem(self.map_fd(map_name), &key, &fd, 0) < 0:
             raise kernel_error(errno, "update map", f"{map_name}[{key}]")
 
+    def update(self, str map_name, const unsigned char[:] keys, const unsigned char[:] values):
+        """Set many keys: both arrays hold one after the other, as wide as the map has them."""
+        cdef bpf_map* found = self._map(map_name)
+        cdef size_t key_size = bpf_map__key_size(found)
+        cdef size_t value_size = bpf_map__value_size(found)
+        cdef size_t count = keys.shape[0] // key_size
+        cdef size_t i
+        cdef int fd = bpf_map__fd(found)
+        cdef int error = 0
+        if count * key_size != <size_t>keys.shape[0] or count * value_size != <size_t>values.shape[0]:
+            raise ConfigError(f"{map_name} has keys of {key_size} and values of {value_size} bytes")
+        with nogil:
+            for i in range(count):
+                if bpf_map_update_elem(fd, &keys[i * key_size], &values[i * value_size], 0) < 0:
+                    error = errno
+                    break
+        if error:
+            raise kernel_error(error, "update map", f"{map_name}, entry {i} of {count}")
+
+    def delete(self, str map_name, const unsigned char[:] keys):
+        """Delete many keys; those that are not there are fine."""
+        cdef bpf_map* found = self._map(map_name)
+        cdef size_t key_size = bpf_map__key_size(found)
+        cdef size_t i
+        cdef int fd = bpf_map__fd(found)
+        with nogil:
+            for i in range(keys.shape[0] // key_size):
+                bpf_map_delete_elem(fd, &keys[i * key_size])
+
     def clear(self, str map_name, uint32_t key):
         """Delete ``key``; a key that is not there is fine (its socket closed before us)."""
         if bpf_map_delete_elem(self.map_fd(map_name), &key) < 0 and errno != ENOENT:
@@ -245,6 +293,26 @@ cdef class BpfObject:
         return found
 
 
+cdef int run_program(int program_fd, bpf_test_run_opts* opts, const unsigned char[:] packet,
+                     uint32_t ingress_ifindex) except -1:
+    cdef uint32_t context[6]            # struct xdp_md
+    cdef int error
+    memset(context, 0, sizeof(context))
+    opts.sz = sizeof(bpf_test_run_opts)
+    opts.data_in = &packet[0]
+    opts.data_size_in = packet.shape[0]
+    if ingress_ifindex:
+        context[1] = packet.shape[0]    # data_end
+        context[3] = ingress_ifindex
+        opts.ctx_in = context
+        opts.ctx_size_in = sizeof(context)
+    with nogil:
+        error = bpf_prog_test_run_opts(program_fd, opts)
+    if error:
+        raise kernel_error(-error, "run", f"program fd {program_fd}")
+    return 0
+
+
 def test_run(int program_fd, const unsigned char[:] packet, *, int repeat=1, uint32_t flags=0,
              uint32_t ingress_ifindex=0, uint32_t batch_size=0):
     """Run a program on ``packet`` in the kernel (BPF_PROG_TEST_RUN).
@@ -255,26 +323,31 @@ def test_run(int program_fd, const unsigned char[:] packet, *, int repeat=1, uin
         Verdict, and mean ns per run.  With live frames (``flags`` 2) both are 0.
     """
     cdef bpf_test_run_opts opts
-    cdef uint32_t context[6]            # struct xdp_md
-    cdef int error
     memset(&opts, 0, sizeof(opts))
-    memset(context, 0, sizeof(context))
-    opts.sz = sizeof(opts)
-    opts.data_in = &packet[0]
-    opts.data_size_in = packet.shape[0]
     opts.repeat = repeat
     opts.flags = flags
     opts.batch_size = batch_size
-    if ingress_ifindex:
-        context[1] = packet.shape[0]    # data_end
-        context[3] = ingress_ifindex
-        opts.ctx_in = context
-        opts.ctx_size_in = sizeof(context)
-    with nogil:
-        error = bpf_prog_test_run_opts(program_fd, &opts)
-    if error:
-        raise kernel_error(-error, "run", f"program fd {program_fd}")
+    run_program(program_fd, &opts, packet, ingress_ifindex)
     return opts.retval, opts.duration
+
+
+def run_packet(int program_fd, const unsigned char[:] packet, uint32_t ingress_ifindex):
+    """Run a program once; return its verdict, and what has become of the packet."""
+    cdef bpf_test_run_opts opts
+    room = bytearray(packet.shape[0] + 256)
+    cdef unsigned char[:] out = room
+    memset(&opts, 0, sizeof(opts))
+    opts.repeat = 1
+    opts.data_out = &out[0]
+    opts.data_size_out = out.shape[0]
+    run_program(program_fd, &opts, packet, ingress_ifindex)
+    return opts.retval, bytes(room[:opts.data_size_out])
+
+
+def synchronize():
+    """Wait until every program that runs now has ended (synchronize_rcu)."""
+    if syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) < 0:
+        raise kernel_error(errno, "synchronize with", "running programs")
 
 
 def xdp_attached(int ifindex):

@@ -55,4 +55,12 @@ STATISTICS_FIELDS: Final = (
 )
 
 # struct datapath_counters in kern/l2fwd.h, per CPU.
-DATAPATH_COUNTERS: Final = ("redirected_packets", "passed_packets")
+DATAPATH_COUNTERS: Final = (
+    "redirected_packets",
+    "passed_packets",
+    "rule_drops",
+    "no_link_drops",
+    "mtu_drops",
+    "change_drops",
+    "redirected_bytes",
+)

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -80,6 +81,11 @@ class Attached:
     def __str__(self) -> str:
         holder = f", held by pid {', '.join(map(str, self.pids))}" if self.pids else ""
         return f"XDP program {self.name or '?'} (id {self.program_id}, {self.mode}{holder})"
+
+
+def wait_for_running_programs() -> None:
+    """Return once every program that runs now has ended: what they may read can then go."""
+    _bpf.synchronize()
 
 
 def attached_program_id(ifindex: int) -> int:
@@ -193,6 +199,10 @@ class Program:
         Of the object: ``afxdp`` holds the program ``l2fwd_afxdp``.
     map_sizes : dict[str, int]
         ``max_entries`` by map name.
+    shared : Program, optional
+        A loaded program of the same object.
+    shared_maps : tuple of str
+        Maps of ``shared`` that this program uses too.
 
     Raises
     ------
@@ -200,9 +210,22 @@ class Program:
         If the object is missing or the kernel refuses it.
     """
 
-    def __init__(self, name: str, map_sizes: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        map_sizes: dict[str, int] | None = None,
+        *,
+        shared: "Program | None" = None,
+        shared_maps: tuple[str, ...] = (),
+    ) -> None:
         with as_file(files("l2fwd") / "bpf_objects" / f"{name}.o") as path:
-            self._object = _bpf.BpfObject(str(path), PROGRAM_PREFIX + name, map_sizes or {})
+            self._object: _bpf.BpfObject = _bpf.BpfObject(
+                str(path),
+                PROGRAM_PREFIX + name,
+                map_sizes or {},
+                shared._object if shared else None,
+                shared_maps,
+            )
         self.name = name
 
     @property
@@ -278,12 +301,24 @@ class Program:
         """Leave the packets of ``queue_id`` to the host stack from now on."""
         self._object.clear("sockets", queue_id)
 
+    def update(self, map_name: str, entries: Mapping[bytes, bytes]) -> None:
+        """Set keys of a map; both sides as the map has them."""
+        self._object.update(map_name, b"".join(entries), b"".join(entries.values()))
+
+    def delete(self, map_name: str, keys: Iterable[bytes]) -> None:
+        """Delete keys of a map; those that are not there are fine."""
+        self._object.delete(map_name, b"".join(keys))
+
+    def sums(self, map_name: str, key: int, fields: int) -> list[int]:
+        """Read a per-CPU value of ``fields`` u64, summed over CPUs."""
+        raw = self._object.per_cpu(map_name, key)
+        words = struct.unpack(f"={len(raw) // 8}Q", raw)
+        return [sum(words[i::fields]) for i in range(fields)]
+
     def counters(self) -> dict[str, int]:
         """Return the program's counters, summed over CPUs."""
-        raw = self._object.per_cpu("counters", 0)
-        fields = len(DATAPATH_COUNTERS)
-        words = struct.unpack(f"={len(raw) // 8}Q", raw)
-        return {name: sum(words[i::fields]) for i, name in enumerate(DATAPATH_COUNTERS)}
+        values = self.sums("counters", 0, len(DATAPATH_COUNTERS))
+        return dict(zip(DATAPATH_COUNTERS, values, strict=True))
 
     def close(self) -> None:
         self._object.close()

@@ -117,8 +117,14 @@ def check_link(name: str, *, frame_size: int = 2048, headroom: int = 0) -> list[
     ]
 
 
-def check_packets(name: str) -> list[Finding]:
+def check_packets(name: str, *, redirect: bool = False) -> list[Finding]:
     """Return what would spoil packets on their way: offloads of a link and of its veth peer.
+
+    Parameters
+    ----------
+    name : str
+    redirect : bool
+        Packets will be redirected to this link in the kernel: it must have ndo_xdp_xmit.
 
     Raises
     ------
@@ -127,7 +133,10 @@ def check_packets(name: str) -> list[Finding]:
     """
     link = find_link(name)
     xdp = xdp_features(link.ifindex)
-    findings = [*_offloads(link, features(name), xdp), *_veth(link, _find_peer(link))]
+    peer = _find_peer(link)
+    findings = [*_offloads(link, features(name), xdp), *_veth(link, peer)]
+    if redirect and xdp is not None and xdp.basic:
+        findings.append(_ndo_xmit(link, xdp, peer))
     return [finding for finding in findings if finding.level != "ok"]
 
 

@@ -13,11 +13,14 @@ from l2fwd.abi import (
     XDP_PACKET_HEADROOM,
 )
 from l2fwd.errors import ConfigError
+from l2fwd.rules import RuleTable
 from l2fwd.words import check_ifname
 
 FRAME_SIZES: Final = (2048, 4096)
 DEFAULT_RING_SIZE: Final = 2048
 DEFAULT_BATCH_SIZE: Final = 64
+DATA_PATHS: Final = ("afxdp", "redirect")
+MISS_POLICIES: Final = ("pass", "drop")
 MAX_FRAME_COUNT: Final = 1 << 24  # 64 GiB of 4096-byte frames
 
 Choice = TypeVar("Choice", bound=Enum)
@@ -224,6 +227,12 @@ class ForwardConfig:
     rewrite : Rewrite
     carrier_timeout : float
         Seconds to wait for a carrier that the attaching took down.
+    rules : RuleTable
+        Empty: every packet goes from each link to the other one.
+    miss : str
+        What happens to packets that no rule takes: ``pass`` (host stack) or ``drop``.
+    data_path : str
+        ``afxdp`` or ``redirect``.
 
     Raises
     ------
@@ -244,12 +253,25 @@ class ForwardConfig:
     socket: SocketConfig = field(default_factory=SocketConfig)
     rewrite: Rewrite = field(default_factory=Rewrite)
     carrier_timeout: float = 5.0
+    rules: RuleTable = field(default_factory=RuleTable)
+    miss: str = "pass"
+    data_path: str = "afxdp"
 
     def __post_init__(self) -> None:
         check_ifname(self.in_link)
         check_ifname(self.out_link)
         if self.in_link == self.out_link:
             raise ConfigError(f"in and out are the same link, {self.in_link}; name two links")
+        if self.data_path not in DATA_PATHS:
+            raise ConfigError(
+                f"data-path must be {' or '.join(DATA_PATHS)}, got {self.data_path!r}"
+            )
+        if self.data_path == "afxdp" and (len(self.rules) or self.miss != "pass"):
+            raise ConfigError("rules and a miss policy need --data-path redirect")
+        if len(self.rules) and self.rewrite != Rewrite():
+            raise ConfigError("with rules, rewriting is theirs: use set_dst_mac or swap_mac there")
+        if self.miss not in MISS_POLICIES:
+            raise ConfigError(f"miss must be {' or '.join(MISS_POLICIES)}, got {self.miss!r}")
         if not 1 <= self.batch_size <= self.socket.ring_size:
             raise ConfigError(
                 f"batch-size must be in [1, ring-size {self.socket.ring_size}], "

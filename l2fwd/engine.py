@@ -70,9 +70,9 @@ class Engine:
             undo.callback(self.path.stop)
             first = self.path.sample()
             with suppress(Stopped):
-                sockets = self.path.start(lambda: self._stopping)
+                obtained = self.path.start(lambda: self._stopping)
                 first = self.path.sample()
-                self._notify({"event": "ready", "sockets": sockets})
+                self._notify({"event": "ready", **obtained})
                 self._loop(first)
             ended = time.monotonic()
             self.path.stop()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from l2fwd import ethtool, link
-from l2fwd.config import AttachMode
+from l2fwd.config import DATA_PATHS, AttachMode
 from l2fwd.datapath import Event, Notify
 from l2fwd.errors import (
     EXIT_UNSUPPORTED,
@@ -37,7 +37,6 @@ from l2fwd.errors import (
 from l2fwd.lab_traffic import Stream, Tally, exchange, settle
 
 DEFAULT_NAME: Final = "l2fwd"
-DATA_PATHS: Final = ("afxdp",)
 MAX_QUEUES: Final = 64
 GENERATOR_MAC: Final = "02:00:00:00:00:01"
 SINK_MAC: Final = "02:00:00:00:00:02"
@@ -337,7 +336,7 @@ class Demo:
         self.bed = Bed(f"l2fwd-demo{os.getpid()}", queues=queues)
         self._notify = notify
         self._duration = duration
-        self._arguments = ["f0", "f1", "--mode", mode.value]
+        self._arguments = ["f0", "f1", "--data-path", data_path, "--mode", mode.value]
         self._both_ways = both_ways
         self._stopping = False
 

@@ -15,7 +15,20 @@ DROP_REASONS: Final = {
     "tx_busy_drops": "the driver refused it: carrier lost, or over the MTU",
     "tx_invalid_drops": "the kernel refused the descriptor",
     "tx_abandoned_drops": "queued, but its socket died first",
+    "rx_rule_drops": "a rule or the miss policy said so",
+    "rx_change_drops": "could not be changed as its rule says",
+    "tx_no_link_drops": "its rule names a link that is not there now",
+    "tx_mtu_drops": "longer than the other link takes",
 }
+# These were received, and never handed to the other link.
+_NEVER_SENT: Final = (
+    "rx_invalid_drops",
+    "tx_full_drops",
+    "rx_rule_drops",
+    "rx_change_drops",
+    "tx_no_link_drops",
+    "tx_mtu_drops",
+)
 
 
 @dataclass(slots=True)
@@ -102,7 +115,7 @@ class Snapshot:
 
         Zero, always.  Exact once the workers have stopped.
         """
-        handled = self.total("tx_packets") + self.dropped("rx_invalid_drops", "tx_full_drops")
+        handled = self.total("tx_packets") + self.dropped(*_NEVER_SENT)
         missing_frames = self.frame_count - sum(self.frames.values())
         return abs(self.total("rx_packets") - handled) + abs(missing_frames)
 

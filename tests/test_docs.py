@@ -51,5 +51,5 @@ def test_every_link_in_the_documents_leads_somewhere():
 def test_every_file_in_the_architecture_exists():
     layers = (ROOT / "ARCHITECTURE.md").read_text().split("```")[1]
     for name in re.findall(r"[\w/]+\.(?:py|pyx|pxd|bpf\.c|h)\b", layers):
-        places = [ROOT, ROOT / "l2fwd", ROOT / "l2fwd" / "datapath"]
+        places = [ROOT, ROOT / "l2fwd", ROOT / "l2fwd" / "datapath", ROOT / "kern"]
         assert any((place / name).exists() for place in places), name

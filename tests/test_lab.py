@@ -241,7 +241,9 @@ def test_a_demo_nobody_reads_ends():
 
 
 def test_a_demo_over_a_data_path_that_is_not_there_is_not_supported():
-    with pytest.raises(UnsupportedError, match="'warp' does not exist; choose from: afxdp"):
+    with pytest.raises(
+        UnsupportedError, match="'warp' does not exist; choose from: afxdp, redirect"
+    ):
         Demo(print, data_path="warp")
 
 

@@ -52,20 +52,35 @@ def run_plain(bed, *options):
 # The links
 
 
-@pytest.mark.parametrize("end", ["stop", "kill"])
-def test_the_links_are_promiscuous_while_it_runs_and_not_after(bed, forward, in_fwd, end):
-    names = ("f0", "f1")
+def promiscuous():
+    return [link.find_link(name).is_promiscuous for name in ("f0", "f1")]
 
-    def promiscuous():
-        return [in_fwd(bed, link.find_link, name).is_promiscuous for name in names]
 
-    for name in names:
+@pytest.fixture
+def choosy_bed(bed, in_fwd):
+    """A bed whose middle links take in only what is addressed to them."""
+    for name in ("f0", "f1"):
         in_fwd(bed, link.set_promiscuous, name, False)
-    assert promiscuous() == [False, False]
-    forwarder = forward(bed)
-    assert promiscuous() == [True, True]
+    assert in_fwd(bed, promiscuous) == [False, False]
+    return bed
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_the_links_are_promiscuous_while_it_runs_and_not_after(choosy_bed, forward, in_fwd, end):
+    forwarder = forward(choosy_bed)
+    assert in_fwd(choosy_bed, promiscuous) == [True, True]
     getattr(forwarder, end)()
-    assert promiscuous() == [False, False]
+    assert in_fwd(choosy_bed, promiscuous) == [False, False]
+
+
+def test_a_stopped_path_leaves_no_link_promiscuous(choosy_bed):
+    """Its process may live on."""
+    with link.in_netns(choosy_bed.fwd):
+        path = AfxdpPath(configure(), lambda event: None)
+        path.start()
+        assert promiscuous() == [True, True]
+        path.stop()
+        assert promiscuous() == [False, False]
 
 
 @pytest.fixture
@@ -116,6 +131,17 @@ def test_it_goes_on_aloud_when_the_carrier_does_not_come_back(bed, lose_carrier)
         lose_carrier(60)
         assert 0.3 <= start_and_stop(path) - began < 3
     assert sorted(message.split(":")[0] for message in carrier_warnings(events)) == ["f0", "f1"]
+
+
+def test_a_carrier_that_was_never_there_is_told_and_not_waited_for(bed, forward):
+    """Waiting would cost the five seconds of ``carrier_timeout``."""
+    with link.in_netns(bed.gen):
+        link.set_down("g0")
+    forwarder = forward(bed, ready=False)
+    forwarder.wait_for("ready", 3)
+    forwarder.stop()
+    (warning,) = carrier_warnings(forwarder.events)
+    assert warning.startswith("f0: no carrier; ")
 
 
 # The worker
@@ -313,7 +339,7 @@ def test_reports_come_once_an_interval(bed, forward):
     forwarder = forward(bed, "--interval", "0.2", "--duration", "1.1")
     forwarder.wait_for("summary")
     assert forwarder.wait() == 0
-    assert kinds(forwarder) == ["ready", *["stats"] * 5, "summary"]
+    assert 4 <= kinds(forwarder).count("stats") <= 5  # a busy machine may delay the last
 
 
 def test_interval_zero_gives_no_reports(bed, forward):

@@ -13,11 +13,15 @@ GENERATED = ROOT / "build" / "cython" / "l2fwd"
 
 # A module imports only from layers above its own; ARCHITECTURE.md says why.
 LAYERS = (
-    {"errors", "abi", "words", "_xdp", "_libxdp"},
-    {"config", "rules", "packet", "stats"},
+    {"errors", "abi", "_xdp", "_libxdp"},
+    {"words"},
+    {"rule_words", "packet", "stats"},
+    {"rules"},
+    {"rule_keys", "config"},
+    {"rule_table"},
     {"_rings", "_classify", "_worker"},
     {"link", "ethtool", "netdev", "bpf", "_bpf"},
-    {"xsk"},
+    {"rule_maps", "xsk"},
     {"datapath"},
     {"engine", "check", "control", "metrics", "capture"},
     {"cli", "lab", "lab_traffic", "testing"},
@@ -26,7 +30,6 @@ LAYERS = (
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 WITHIN_A_LAYER = {
     ("_worker", "_rings"),
-    ("words", "errors"),
     ("link", "ethtool"),
     ("bpf", "_bpf"),
     ("lab", "lab_traffic"),

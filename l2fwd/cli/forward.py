@@ -15,6 +15,7 @@ from l2fwd.config import (
     parse_indices,
 )
 from l2fwd.errors import ConfigError
+from l2fwd.rules import RuleTable, parse_rules, read_rules
 from l2fwd.words import parse_mac
 
 MIN_INTERVAL = 0.01  # seconds; a report costs about a millisecond
@@ -25,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("in_link", metavar="IN", help="link that frames come from")
     add("out_link", metavar="OUT", help="link that they leave by, and the other way round")
+    add("--data-path", default="afxdp", help="afxdp (default) or redirect: all in the kernel")
+    add("--rule", action="append", default=[], metavar="RULE",
+        help="forward by rule, as 'in eth0 proto icmp -> out eth1'; may be repeated")  # fmt: skip
+    add("--rules", metavar="FILE", help="the same, one rule a line")
+    add("--miss", default="pass", help="what no rule takes: pass to the host (default), or drop")
     add("--one-way", action="store_true", help="only from IN to OUT")
     add("-q", "--queues", default="all", help="queue ids, as 0,2 or 0-3, or all (default)")
     add("--cpus", help="CPU of each queue's worker, as 1,2 (default: any)")
@@ -49,6 +55,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no reports, only what is obtained and the summary")
 
 
+# Options about sockets and workers, and what they are when not given.
+AFXDP_ONLY = {
+    "queues": "all",
+    "cpus": None,
+    "bind": "auto",
+    "batch_size": None,
+    "frame_size": 2048,
+    "frames": None,
+    "headroom": 0,
+    "huge_pages": False,
+    "ring_size": DEFAULT_RING_SIZE,
+    "busy_poll": False,
+    "need_wakeup": True,
+}
+
+
 def config_from(args: argparse.Namespace) -> ForwardConfig:
     """Turn arguments into a checked configuration.
 
@@ -62,6 +84,11 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
             raise ConfigError(f"{name} must be a number of seconds from 0 on, got {value}")
     if 0 < args.interval < MIN_INTERVAL:
         raise ConfigError(f"interval must be 0 or at least {MIN_INTERVAL} s, got {args.interval}")
+    if args.data_path == "redirect":
+        for name, default in AFXDP_ONLY.items():
+            if getattr(args, name) != default:
+                option = name.replace("_", "-")
+                raise ConfigError(f"{option} is about sockets; --data-path redirect has none")
     frames = 4 * args.ring_size if args.frames is None else args.frames
     batch_size = args.batch_size
     if batch_size is None:
@@ -74,6 +101,9 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     return ForwardConfig(
         in_link=args.in_link,
         out_link=args.out_link,
+        data_path=args.data_path,
+        rules=_rules(args),
+        miss=args.miss,
         one_way=args.one_way,
         queues=parse_indices(args.queues, "queues"),
         cpus=_cpus(args.cpus),
@@ -98,6 +128,13 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     )
 
 
+def _rules(args: argparse.Namespace) -> RuleTable:
+    """Join the rules of the command line and of the file; those of the command line first."""
+    given = parse_rules("\n".join(args.rule), "--rule") if args.rule else RuleTable()
+    listed = read_rules(args.rules) if args.rules is not None else RuleTable()
+    return RuleTable([*given, *listed])
+
+
 def _cpus(text: str | None) -> tuple[int, ...] | None:
     if text is None:
         return None
@@ -112,15 +149,18 @@ def run(args: argparse.Namespace) -> int:
 
     from l2fwd.check import check_packets
     from l2fwd.cli.output import Printer
+    from l2fwd.datapath import DataPath
     from l2fwd.datapath.afxdp import AfxdpPath
+    from l2fwd.datapath.redirect import RedirectPath
     from l2fwd.engine import Engine, stop_on_signals
 
     with Printer(json=args.json, quiet=args.quiet) as printer:
-        path = AfxdpPath(config, printer)
+        redirect = config.data_path == "redirect"
+        path: DataPath = (RedirectPath if redirect else AfxdpPath)(config, printer)
         engine = Engine(path, printer, duration=args.duration, interval=args.interval)
         printer.on_closed = engine.stop
         for name in (config.in_link, config.out_link):
-            for finding in check_packets(name):
+            for finding in check_packets(name, redirect=redirect):
                 printer({"event": "warning", "message": str(finding)})
         stop_on_signals(engine)
         engine.run()

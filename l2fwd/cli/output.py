@@ -116,24 +116,31 @@ def _row(rate: dict[str, Any]) -> list[str]:
 
 
 def _ready_lines(event: dict[str, Any]) -> list[str]:
-    """Say per socket what was obtained."""
-    return [
-        f"{s['link']} queue {s['queue']}: {s['attach_mode']} XDP, {s['bind_mode']}, "
-        f"rings of {s['ring_size']}, {s['frames']} frames of {s['frame_size']} bytes, "
-        f"cpu {'any' if s['cpu'] is None else s['cpu']}{'' if s['receives'] else ', send only'}"
-        for s in event["sockets"]
+    """Say per socket, or per link, what was obtained."""
+    return [_socket_line(each) for each in event["sockets"]] + [
+        f"{each['link']}: {each['attach_mode']} XDP, forwarded in the kernel, {each['rules']} rules"
+        for each in event["links"]
     ]
+
+
+def _socket_line(each: dict[str, Any]) -> str:
+    return (
+        f"{each['link']} queue {each['queue']}: {each['attach_mode']} XDP, {each['bind_mode']}, "
+        f"rings of {each['ring_size']}, {each['frames']} frames of {each['frame_size']} bytes, "
+        f"cpu {'any' if each['cpu'] is None else each['cpu']}"
+        f"{'' if each['receives'] else ', send only'}"
+    )
 
 
 def _summary_lines(event: dict[str, Any]) -> list[str]:
     """Say what became of every packet and every frame."""
-    places = ", ".join(f"{place} {count}" for place, count in event["frames"].items() if count)
-    return [
+    lines = [
         f"forwarded {event['forwarded']:,} of {event['rx_packets']:,} packets in "
         f"{event['elapsed']:.1f} s; drops: {drops_text(event['drops'])}; "
-        f"in flight {event['in_flight']}; unaccounted {event['unaccounted']}",
-        f"frames: {places or 'all closed'}",
+        f"in flight {event['in_flight']}; unaccounted {event['unaccounted']}"
     ]
+    places = ", ".join(f"{place} {count}" for place, count in event["frames"].items() if count)
+    return [*lines, f"frames: {places}"] if places else lines
 
 
 def _live_table() -> Any:

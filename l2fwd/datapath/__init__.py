@@ -16,8 +16,13 @@ class Stopped(Exception):  # noqa: N818 - an answer to a signal, not an error
 class DataPath(Protocol):
     """What the engine asks of a data path."""
 
-    def start(self, is_stopping: Callable[[], bool]) -> list[Event]:
-        """Attach, bind and forward; return one description per socket.  All or nothing.
+    def start(self, is_stopping: Callable[[], bool]) -> Event:
+        """Attach, bind and forward; all or nothing.
+
+        Returns
+        -------
+        dict
+            What was obtained: ``sockets`` and ``links``, lists of one dict each.
 
         Raises
         ------

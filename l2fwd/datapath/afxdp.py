@@ -4,28 +4,24 @@ A queue pair whose socket dies is closed, and opened again once both links are t
 other pairs go on meanwhile.
 """
 
-import errno
 import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final
 
+from l2fwd import bpf, link
 from l2fwd.config import BindMode, ForwardConfig
 from l2fwd.datapath import Event, Notify, Stopped
+from l2fwd.datapath.linked import LinkedPath
 from l2fwd.datapath.queue_pair import QueuePair
 from l2fwd.datapath.side import Side
-from l2fwd.errors import ConfigError, KernelError, L2fwdError, RunError
+from l2fwd.errors import ConfigError, RunError
 from l2fwd.netdev import xdp_features
 from l2fwd.stats import Snapshot
 from l2fwd.xsk import XdpSocket
 
-_CARRIER_POLL_SECONDS: Final = 0.02
-_MIN_RETRY_SECONDS: Final = 0.1
-_MAX_RETRY_SECONDS: Final = 1.6  # a queue that is free again is taken within two seconds
 
-
-class AfxdpPath:
+class AfxdpPath(LinkedPath):
     """Forwards between the two links of ``config`` through AF_XDP sockets.
 
     Parameters
@@ -43,17 +39,18 @@ class AfxdpPath:
 
     def __init__(self, config: ForwardConfig, notify: Notify) -> None:
         self.config = config
-        self._notify = notify
-        self.sides = (Side(config.in_link, config), Side(config.out_link, config))
-        queues = _choose_queues(config, self.sides)
+        sides = (
+            Side(config.in_link, config, _make_program),
+            Side(config.out_link, config, _make_program),
+        )
+        super().__init__(sides, notify)
+        queues = _choose_queues(config, sides)
         cpus = _choose_cpus(config, len(queues))
-        self.pairs = [QueuePair(self.sides, q, cpu) for q, cpu in zip(queues, cpus, strict=True)]
+        self.pairs = [QueuePair(sides, q, cpu) for q, cpu in zip(queues, cpus, strict=True)]
         self._undo = ExitStack()
         self._final: Snapshot | None = None
-        self._hindrances: list[str] = []  # the same one, as often as it came in a row
-        self._retry = Backoff()
 
-    def start(self, is_stopping: Callable[[], bool] = lambda: False) -> list[Event]:
+    def start(self, is_stopping: Callable[[], bool] = lambda: False) -> Event:
         """Attach both programs, bind every queue, then let packets in; all or nothing."""
 
         def check() -> None:
@@ -76,20 +73,8 @@ class AfxdpPath:
             for pair in self.pairs:
                 pair.start()
             self._undo = undo.pop_all()
-        return [event for pair in self.pairs for event in pair.describe()]
-
-    def _wait_for_carrier(self, side: Side, check: Callable[[], None]) -> None:
-        """Attaching resets the rings of Intel NICs, which takes their carrier away."""
-        if not side.link.has_carrier:
-            self._warn([f"{side.name}: no carrier; what is sent there is dropped"])
-            return
-        deadline = time.monotonic() + self.config.carrier_timeout
-        while not side.has_carrier():
-            check()
-            if time.monotonic() > deadline:
-                self._warn([f"{side.name}: no carrier since the program was attached"])
-                return
-            time.sleep(_CARRIER_POLL_SECONDS)
+        sockets = [each for pair in self.pairs for each in pair.describe()]
+        return {"sockets": sockets, "links": []}
 
     def _check_obtained(self) -> None:
         for i, side in enumerate(self.sides):
@@ -114,35 +99,23 @@ class AfxdpPath:
             raise RunError(f"--strict: {note}")
         self._warn([note])
 
-    def _warn(self, notes: list[str]) -> None:
-        for note in notes:
-            self._notify({"event": "warning", "message": note})
-
-    def watch(self) -> None:
-        """Notice dead sockets, lost programs and vanished links; mend what can be mended."""
-        for side in self.sides:
-            if side.attachment is not None:
-                self._watch_side(side)
+    def _watch_ended(self) -> None:
         for pair in self.pairs:
             if pair.has_ended:
                 self._down([pair], str(pair.error or "the worker ended"))
-        if all(side.attachment for side in self.sides) and all(p.is_open for p in self.pairs):
-            self._retry.succeed()
-            self._hindrances = []
-        elif self._retry.is_due():
-            self._mend()
 
-    def _watch_side(self, side: Side) -> None:
-        assert side.attachment is not None
-        try:
-            if side.attachment.is_there():
-                return
-            self._notify({"event": "program_lost", "link": side.name})
-        except KernelError as error:
-            if error.errno != errno.ENODEV:
-                raise
-            self._down(self.pairs, f"{side.name} is gone")
-        side.detach()
+    def _close_all(self, reason: str) -> None:
+        self._down(self.pairs, reason)
+
+    def _is_open(self) -> bool:
+        return all(pair.is_open for pair in self.pairs)
+
+    def _open_again(self) -> None:
+        for pair in self.pairs:
+            if not pair.is_open:
+                pair.open(bind_timeout=0)  # the next watch tries again
+                pair.start()
+                self._notify({"event": "port_up", "queue": pair.queue_id})
 
     def _down(self, pairs: list[QueuePair], reason: str) -> None:
         """Close pairs, all at once: each may sleep a while before it stops."""
@@ -152,33 +125,6 @@ class AfxdpPath:
             if pair.is_open:
                 pair.close()
                 self._notify({"event": "port_down", "queue": pair.queue_id, "reason": reason})
-
-    def _mend(self) -> None:
-        """Attach and open again what is closed; what does not work is said, and tried again."""
-        try:
-            for side in self.sides:
-                if side.attachment is None:
-                    side.find()
-                    self._warn(side.attach())
-                    self._notify({"event": "program_attached", "link": side.name})
-            for pair in self.pairs:
-                if not pair.is_open:
-                    pair.open(bind_timeout=0)  # the next watch tries again
-                    pair.start()
-                    self._notify({"event": "port_up", "queue": pair.queue_id})
-        except L2fwdError as error:
-            self._complain(str(error))
-            # A link that is not there yet costs little to look for: no back-off.
-            if not isinstance(error, ConfigError):
-                self._retry.fail()
-        else:
-            self._retry.fail()  # until it has held for a while
-
-    def _complain(self, reason: str) -> None:
-        """Say once what hinders; not at first, as a queue just closed is busy for a moment."""
-        self._hindrances = [*self._hindrances, reason] if reason in self._hindrances else [reason]
-        if len(self._hindrances) == 2:
-            self._warn([f"not mended yet: {reason}"])
 
     def sample(self) -> Snapshot:
         """Read all counters."""
@@ -210,28 +156,8 @@ class AfxdpPath:
         self._undo.close()
 
 
-class Backoff:
-    """Doubles the time between tries from one failure to the next."""
-
-    def __init__(self) -> None:
-        self._delay = 0.0
-        self._due = 0.0
-        self._since = 0.0
-
-    def is_due(self) -> bool:
-        return time.monotonic() >= self._due
-
-    def fail(self) -> None:
-        self._delay = min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, 2 * self._delay))
-        self._due = time.monotonic() + self._delay
-        self._since = 0.0
-
-    def succeed(self) -> None:
-        """Forget earlier failures once it has been well for a while."""
-        now = time.monotonic()
-        self._since = self._since or now
-        if now - self._since > _MAX_RETRY_SECONDS:
-            self._delay = self._due = 0.0
+def _make_program(found: link.Link) -> bpf.Program:
+    return bpf.Program("afxdp", {"sockets": max(found.rx_queue_count, 1)})
 
 
 def _choose_queues(config: ForwardConfig, sides: tuple[Side, Side]) -> tuple[int, ...]:

@@ -2,11 +2,14 @@
 
 import errno
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from l2fwd import bpf, link
 from l2fwd.config import ForwardConfig
 from l2fwd.errors import ConfigError, KernelError, RunError
+
+MakeProgram = Callable[[link.Link], bpf.Program]
 
 
 class Side:
@@ -16,6 +19,8 @@ class Side:
     ----------
     name : str
     config : ForwardConfig
+    make_program : callable
+        Opens the program for a link.
 
     Raises
     ------
@@ -23,8 +28,9 @@ class Side:
         If there is no such link, it is down, or its MTU does not fit a frame.
     """
 
-    def __init__(self, name: str, config: ForwardConfig) -> None:
+    def __init__(self, name: str, config: ForwardConfig, make_program: MakeProgram) -> None:
         self.name = name
+        self._make_program = make_program
         self.config = config
         self.attachment: bpf.Attachment | None = None
         self.program: bpf.Program | None = None
@@ -36,15 +42,15 @@ class Side:
         self.link = link.find_link(self.name)
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
-        self.config.umem.check_mtu(self.name, self.link.mtu)
+        if self.config.data_path == "afxdp":
+            self.config.umem.check_mtu(self.name, self.link.mtu)
 
     def attach(self) -> list[str]:
         """Put our program on the link, or nothing; return what the user should know."""
         config = self.config
         notes = self._clear_the_way()
         if self.program is None:
-            sizes = {"sockets": max(self.link.rx_queue_count, 1)}
-            self.program = bpf.Program("afxdp", sizes)
+            self.program = self._make_program(self.link)
         with ExitStack() as undo:
             attachment = self._attach(self.program)
             undo.callback(attachment.detach)

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* From a packet to its packet_key: every read bounded, every loop too. */
+#ifndef L2FWD_PARSE_H
+#define L2FWD_PARSE_H
+
+#include "l2fwd.h"
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define MAX_EXTENSION_HEADERS 8
+#define VLAN_ID_MASK 0x0fff
+#define FRAGMENT_OFFSET 0x1fff
+#define IPV6_FRAGMENT_OFFSET 0xfff8
+#define ETH_P_QINQ1 0x9100 /* seen in the field, in no standard */
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 ethertype;
+};
+
+struct extension {
+	__u8 next;
+	__u8 length; /* in 8 bytes, without the first 8; for AH in 4 bytes, less 2 */
+	__be16 fragment;
+};
+
+static __always_inline int is_vlan(__be16 ethertype)
+{
+	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD) ||
+	       ethertype == bpf_htons(ETH_P_QINQ1);
+}
+
+static __always_inline void parse_ports(void *header, void *end, struct packet_key *key)
+{
+	__be16 *ports = header;
+
+	if (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP &&
+	    key->proto != IPPROTO_UDPLITE && key->proto != IPPROTO_SCTP)
+		return;
+	if ((void *)(ports + 2) > end)
+		return;
+	key->sport = ports[0];
+	key->dport = ports[1];
+	key->flags |= KEY_HAS_PORTS;
+}
+
+static __always_inline void parse_ipv4(void *header, void *end, struct packet_key *key)
+{
+	struct iphdr *ip = header;
+	__u32 length;
+
+	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+		return;
+	length = ip->ihl * 4;
+	if (header + length > end || bpf_ntohs(ip->tot_len) < length)
+		return;
+	key->ip_version = 4;
+	key->proto = ip->protocol;
+	__builtin_memcpy(key->src, &ip->saddr, 4);
+	__builtin_memcpy(key->dst, &ip->daddr, 4);
+	if (!(ip->frag_off & bpf_htons(FRAGMENT_OFFSET)))
+		parse_ports(header + length, end, key);
+}
+
+static __always_inline void parse_ipv6(void *header, void *end, struct packet_key *key)
+{
+	struct ipv6hdr *ip = header;
+	struct extension *extension;
+	void *next = ip + 1;
+	__u8 proto;
+
+	if (next > end || ip->version != 6)
+		return;
+	key->ip_version = 6;
+	__builtin_memcpy(key->src, &ip->saddr, 16);
+	__builtin_memcpy(key->dst, &ip->daddr, 16);
+	proto = ip->nexthdr;
+#pragma unroll
+	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
+		__u32 length;
+
+		if (proto != IPPROTO_HOPOPTS && proto != IPPROTO_ROUTING &&
+		    proto != IPPROTO_DSTOPTS && proto != IPPROTO_FRAGMENT && proto != IPPROTO_AH)
+			break;
+		extension = next;
+		if ((void *)(extension + 1) > end)
+			break;
+		if (proto == IPPROTO_FRAGMENT)
+			length = 8;
+		else if (proto == IPPROTO_AH)
+			length = (extension->length + 2) * 4;
+		else
+			length = (extension->length + 1) * 8;
+		if (next + length > end)
+			break;
+		if (proto == IPPROTO_FRAGMENT &&
+		    extension->fragment & bpf_htons(IPV6_FRAGMENT_OFFSET)) {
+			key->proto = extension->next;
+			return; /* a later fragment has no ports */
+		}
+		proto = extension->next;
+		next += length;
+	}
+	key->proto = proto;
+	parse_ports(next, end, key);
+}
+
+/* 01-80-C2-00-00-00 to 0f: meant for the next bridge (IEEE 802.1Q, 8.6.3). */
+static __always_inline int is_link_local(const __u8 *mac)
+{
+	return mac[0] == 0x01 && mac[1] == 0x80 && mac[2] == 0xc2 && mac[3] == 0x00 &&
+	       mac[4] == 0x00 && mac[5] <= 0x0f;
+}
+
+/* Fill @key from the packet in @ctx; 0, or -1 if it is shorter than an Ethernet header. */
+static __always_inline int parse_packet(struct xdp_md *ctx, struct packet_key *key)
+{
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	void *next = eth + 1;
+	struct vlan_tag *tag;
+
+	__builtin_memset(key, 0, sizeof(*key));
+	if (next > end)
+		return -1;
+	key->in_ifindex = ctx->ingress_ifindex;
+	__builtin_memcpy(key->dst_mac, eth->h_dest, 6);
+	__builtin_memcpy(key->src_mac, eth->h_source, 6);
+	if (is_link_local(eth->h_dest))
+		key->flags |= KEY_LINK_LOCAL;
+	key->ethertype = eth->h_proto;
+	key->vlan_outer = bpf_htons(NO_VLAN);
+	key->vlan_inner = bpf_htons(NO_VLAN);
+
+	tag = next;
+	if (is_vlan(key->ethertype) && (void *)(tag + 1) <= end) {
+		key->vlan_outer = tag->tci & bpf_htons(VLAN_ID_MASK);
+		key->ethertype = tag->ethertype;
+		next = ++tag;
+		if (is_vlan(key->ethertype) && (void *)(tag + 1) <= end) {
+			key->vlan_inner = tag->tci & bpf_htons(VLAN_ID_MASK);
+			key->ethertype = tag->ethertype;
+			next = tag + 1;
+		}
+	}
+	if (key->ethertype == bpf_htons(ETH_P_IP))
+		parse_ipv4(next, end, key);
+	else if (key->ethertype == bpf_htons(ETH_P_IPV6))
+		parse_ipv6(next, end, key);
+	return 0;
+}
+
+#endif

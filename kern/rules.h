@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* The rule table in maps: which rule takes a packet, and what it does to it. */
+#ifndef L2FWD_RULES_H
+#define L2FWD_RULES_H
+
+#include "parse.h"
+
+#include <bpf/bpf_helpers.h>
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32); /* 0 */
+	__type(value, __u32); /* generation in force */
+	__uint(max_entries, 1);
+} generation SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32); /* generation & 1 */
+	__type(value, struct rule_table);
+	__uint(max_entries, 2);
+} tables SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32); /* (generation & 1) * MAX_MASKS + place */
+	__type(value, struct rule_mask);
+	__uint(max_entries, 2 * MAX_MASKS);
+} masks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rule_key);
+	__type(value, struct rule_action);
+	__uint(max_entries, 1024); /* set to twice the entries wanted before loading */
+} rules SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32); /* rule_action.rule */
+	__type(value, struct rule_hits);
+	__uint(max_entries, 1024); /* set to the rule count before loading */
+} hits SEC(".maps");
+
+static __always_inline void mask_key(struct packet_key *masked, const struct packet_key *key,
+				     const struct packet_key *mask)
+{
+	const __u64 *from = (const void *)key, *by = (const void *)mask;
+	__u64 *to = (void *)masked;
+
+#pragma unroll
+	for (int i = 0; i < 8; i++)
+		to[i] = from[i] & by[i];
+}
+
+/* The rule of least rank that matches; NULL and the miss verdict if none does. */
+static __always_inline const struct rule_action *find_rule(const struct packet_key *key,
+							   __u32 *miss_verdict)
+{
+	const struct rule_action *best = NULL, *found;
+	const struct rule_table *table;
+	const struct rule_mask *mask;
+	struct rule_key masked;
+	__u32 zero = 0, slot, place, *current;
+
+	*miss_verdict = VERDICT_PASS;
+	current = bpf_map_lookup_elem(&generation, &zero);
+	if (!current)
+		return NULL;
+	/* Once: all of this packet's look-ups are in one version of the table. */
+	masked.generation = *(volatile __u32 *)current;
+	slot = masked.generation & 1;
+	table = bpf_map_lookup_elem(&tables, &slot);
+	if (!table)
+		return NULL;
+	*miss_verdict = table->miss_verdict;
+	for (__u32 i = 0; i < MAX_MASKS; i++) {
+		if (i >= table->mask_count)
+			break;
+		place = slot * MAX_MASKS + i;
+		mask = bpf_map_lookup_elem(&masks, &place);
+		if (!mask || (best && best->rank < mask->best_rank))
+			break;
+		masked.mask_index = i;
+		mask_key(&masked.packet, key, &mask->mask);
+		found = bpf_map_lookup_elem(&rules, &masked);
+		if (found && (!best || found->rank < best->rank))
+			best = found;
+	}
+	return best;
+}
+
+static __always_inline void count_hit(const struct rule_action *action, __u64 bytes)
+{
+	struct rule_hits *count = bpf_map_lookup_elem(&hits, &action->rule);
+
+	if (count) {
+		count->packets++;
+		count->bytes += bytes;
+	}
+}
+
+#endif

@@ -1,0 +1,128 @@
+"""What all data paths share: links with programs on them, watched and mended."""
+
+import errno
+import time
+from collections.abc import Callable
+from typing import Final
+
+from l2fwd.datapath import Notify
+from l2fwd.datapath.side import Side
+from l2fwd.errors import ConfigError, KernelError, L2fwdError
+
+_CARRIER_POLL_SECONDS: Final = 0.02
+_MIN_RETRY_SECONDS: Final = 0.1
+_MAX_RETRY_SECONDS: Final = 1.6  # a queue that is free again is taken within two seconds
+
+
+class LinkedPath:
+    """A data path over links that may come and go.
+
+    A path adds what runs between the links: ``_has_ended``, ``_close`` and ``_open``.
+    """
+
+    def __init__(self, sides: tuple[Side, ...], notify: Notify) -> None:
+        self.sides = sides
+        self._notify = notify
+        self._hindrances: list[str] = []  # the same one, as often as it came in a row
+        self._retry = Backoff()
+
+    def _watch_ended(self) -> None:
+        """Close what ended by itself."""
+
+    def _close_all(self, reason: str) -> None:
+        """Close what cannot run without all links."""
+
+    def _is_open(self) -> bool:
+        """Tell whether nothing is closed."""
+        return True
+
+    def _open_again(self) -> None:
+        """Open what is closed; all links are attached."""
+
+    def _wait_for_carrier(self, side: Side, check: Callable[[], None]) -> None:
+        """Attaching resets the rings of Intel NICs, which takes their carrier away."""
+        if not side.link.has_carrier:
+            self._warn([f"{side.name}: no carrier; what is sent there is dropped"])
+            return
+        deadline = time.monotonic() + side.config.carrier_timeout
+        while not side.has_carrier():
+            check()
+            if time.monotonic() > deadline:
+                self._warn([f"{side.name}: no carrier since the program was attached"])
+                return
+            time.sleep(_CARRIER_POLL_SECONDS)
+
+    def _warn(self, notes: list[str]) -> None:
+        for note in notes:
+            self._notify({"event": "warning", "message": note})
+
+    def watch(self) -> None:
+        """Notice dead sockets, lost programs and vanished links; mend what can be mended."""
+        for side in self.sides:
+            if side.attachment is not None:
+                self._watch_side(side)
+        self._watch_ended()
+        if all(side.attachment for side in self.sides) and self._is_open():
+            self._retry.succeed()
+            self._hindrances = []
+        elif self._retry.is_due():
+            self._mend()
+
+    def _watch_side(self, side: Side) -> None:
+        assert side.attachment is not None
+        try:
+            if side.attachment.is_there():
+                return
+            self._notify({"event": "program_lost", "link": side.name})
+        except KernelError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            self._close_all(f"{side.name} is gone")
+        side.detach()
+
+    def _mend(self) -> None:
+        """Attach and open again what is closed; what does not work is said, and tried again."""
+        try:
+            for side in self.sides:
+                if side.attachment is None:
+                    side.find()
+                    self._warn(side.attach())
+                    self._notify({"event": "program_attached", "link": side.name})
+            self._open_again()
+        except L2fwdError as error:
+            self._complain(str(error))
+            # A link that is not there yet costs little to look for: no back-off.
+            if not isinstance(error, ConfigError):
+                self._retry.fail()
+        else:
+            self._retry.fail()  # until it has held for a while
+
+    def _complain(self, reason: str) -> None:
+        """Say once what hinders; not at first, as a queue just closed is busy for a moment."""
+        self._hindrances = [*self._hindrances, reason] if reason in self._hindrances else [reason]
+        if len(self._hindrances) == 2:
+            self._warn([f"not mended yet: {reason}"])
+
+
+class Backoff:
+    """Doubles the time between tries from one failure to the next."""
+
+    def __init__(self) -> None:
+        self._delay = 0.0
+        self._due = 0.0
+        self._since = 0.0
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due
+
+    def fail(self) -> None:
+        self._delay = min(_MAX_RETRY_SECONDS, max(_MIN_RETRY_SECONDS, 2 * self._delay))
+        self._due = time.monotonic() + self._delay
+        self._since = 0.0
+
+    def succeed(self) -> None:
+        """Forget earlier failures once it has been well for a while."""
+        now = time.monotonic()
+        self._since = self._since or now
+        if now - self._since > _MAX_RETRY_SECONDS:
+            self._delay = self._due = 0.0

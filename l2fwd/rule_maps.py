@@ -1,0 +1,122 @@
+"""The rule table in the kernel: whole versions, one in force at a time.
+
+The maps hold two versions, told apart by a generation in every key.  An update fills the other
+one, switches by one store, waits until no program can still be in the old one, and clears it:
+every packet sees one version, whole.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from l2fwd.bpf import Program, wait_for_running_programs
+from l2fwd.errors import ConfigError
+from l2fwd.rule_table import MAX_MASKS, VERDICTS, CompiledRules, compile_rules
+from l2fwd.rules import Rule
+
+MAX_ENTRIES: Final = 1 << 17  # of one version
+SHARED_MAPS: Final = ("generation", "tables", "masks", "rules", "hits", "links")
+
+_U32: Final = struct.Struct("=I")
+_KEY_HEAD: Final = struct.Struct("=II")  # struct rule_key: generation, mask_index
+
+
+def map_sizes(rule_count: int) -> dict[str, int]:
+    """Return sizes of the maps that leave room for as many rules again."""
+    return {"rules": 2 * MAX_ENTRIES, "hits": max(1024, 2 * rule_count)}
+
+
+class RuleMaps:
+    """Keeps a rule table in the maps of a loaded program.
+
+    Parameters
+    ----------
+    program : Program
+        Of an object with the maps of ``kern/rules.h``.
+    max_rules : int
+        Size of its map ``hits``.
+    """
+
+    def __init__(self, program: Program, max_rules: int) -> None:
+        self._program = program
+        self._max_rules = max_rules
+        self._generation = 0
+        self._keys: list[bytes] = []
+        self._ids: dict[Rule, int] = {}  # where each rule of the table counts its hits
+        self._used: set[int] = set()
+        self._before: dict[int, list[int]] = {}  # what an id counted for earlier rules
+        self.compiled = CompiledRules((), (), {})
+
+    def apply(self, rules: Sequence[Rule], ifindexes: Mapping[str, int], miss: str) -> None:
+        """Put a new table in force, whole; or raise, and leave the old one.
+
+        Parameters
+        ----------
+        rules : sequence of Rule
+            In order of precedence.
+        ifindexes : mapping of str to int
+        miss : str
+            ``pass``, ``drop``: what happens to packets that no rule takes.
+
+        Raises
+        ------
+        ConfigError
+            If it does not fit.
+        """
+        ids = self._assign(rules)
+        compiled = compile_rules(rules, ifindexes, MAX_ENTRIES, [ids[rule] for rule in rules])
+        for rule, rule_id in ids.items():
+            if rule not in self._ids and rule_id in self._used:
+                self._before[rule_id] = self._program.sums("hits", rule_id, 2)
+        self._fill(compiled, miss)
+        old, self._keys = self._keys, self._keys_of(compiled)
+        self._program.update("generation", {_U32.pack(0): _U32.pack(self._generation)})
+        wait_for_running_programs()
+        self._program.delete("rules", old)
+        self._ids = ids
+        self._used.update(ids.values())
+        self.compiled = compiled
+
+    def _assign(self, rules: Sequence[Rule]) -> dict[Rule, int]:
+        """Give each rule an id; one that was there keeps its own, and so its hits."""
+        ids = {rule: self._ids[rule] for rule in rules if rule in self._ids}
+        # Not those of rules that go, either: the table in force still counts on them.
+        taken = set(self._ids.values())
+        free = (rule_id for rule_id in range(self._max_rules) if rule_id not in taken)
+        for rule in rules:
+            if rule not in ids:
+                rule_id = next(free, None)
+                if rule_id is None:
+                    raise ConfigError(
+                        f"{len(rules)} rules beside the {len(taken)} in force, there is room for "
+                        f"{self._max_rules} in all; start anew for so many"
+                    )
+                ids[rule] = rule_id
+        return ids
+
+    def hits(self) -> dict[Rule, tuple[int, int]]:
+        """Return packets and bytes that each rule of the table has taken."""
+        found = {}
+        for rule, rule_id in self._ids.items():
+            packets, size = self._program.sums("hits", rule_id, 2)
+            before = self._before.get(rule_id, [0, 0])
+            found[rule] = (packets - before[0], size - before[1])
+        return found
+
+    def _fill(self, compiled: CompiledRules, miss: str) -> None:
+        self._generation += 1
+        slot = self._generation & 1
+        masks = {
+            _U32.pack(slot * MAX_MASKS + place): mask + _U32.pack(best) + bytes(4)
+            for place, (mask, best) in enumerate(compiled.masks)
+        }
+        if masks:
+            self._program.update("masks", masks)
+        table = struct.pack("=II", len(compiled.masks), VERDICTS[miss])
+        self._program.update("tables", {_U32.pack(slot): table})
+        if compiled.entries:
+            entries = zip(self._keys_of(compiled), compiled.entries.values(), strict=True)
+            self._program.update("rules", dict(entries))
+
+    def _keys_of(self, compiled: CompiledRules) -> list[bytes]:
+        return [_KEY_HEAD.pack(self._generation, place) + key for place, key in compiled.entries]
