@@ -107,7 +107,8 @@ def test_a_bed_that_is_up_is_not_made_twice(bed):
 @pytest.mark.privileged
 @pytest.mark.parametrize("step", ["create_netns", "create_veth", "set_features", "set_up"])
 def test_a_bed_that_fails_half_way_leaves_nothing(monkeypatch, step):
-    real, calls = getattr(link, step), []
+    module = ethtool if step == "set_features" else link
+    real, calls = getattr(module, step), []
 
     def fail_second(*arguments, **settings):
         calls.append(step)
@@ -115,7 +116,7 @@ def test_a_bed_that_fails_half_way_leaves_nothing(monkeypatch, step):
             raise KernelError(1, step, "test")
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(link, step, fail_second)
+    monkeypatch.setattr(module, step, fail_second)
     bed = Bed(f"t{uuid4().hex[:8]}")
     with pytest.raises(KernelError):
         bed.up()
