@@ -1,6 +1,7 @@
 """Fixtures: a veth bed, a forwarder as a child process, frames on the wire, leak probes."""
 
 import ctypes
+import fcntl
 import json
 import os
 import queue
@@ -10,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -74,6 +76,14 @@ def kernel_objects():
 def left_over(before):
     now = kernel_objects()
     return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def alone():
+    """One run at a time: the probes count what is in the kernel, whoever put it there."""
+    with Path(tempfile.gettempdir(), f"l2fwd-tests-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(autouse=True)
