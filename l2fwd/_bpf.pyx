@@ -12,14 +12,15 @@ from libc.string cimport memset
 from l2fwd._libxdp cimport (
     BPF_LINK_TYPE_XDP, BPF_XDP, XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, bpf_link_create,
     bpf_link_create_opts, bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id,
-    bpf_link_info, bpf_map, bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd, bpf_map__set_ifindex, bpf_map__set_max_entries,
-    bpf_map__value_size, bpf_map_delete_elem, bpf_map_lookup_elem, bpf_map_update_elem,
-    bpf_obj_get_info_by_fd, bpf_object, bpf_object__close, bpf_object__find_map_by_name,
-    bpf_object__find_program_by_name, bpf_object__load, bpf_object__next_map,
-    bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info, bpf_prog_test_run_opts,
-    bpf_program, bpf_program__fd, bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach,
-    bpf_xdp_query, bpf_xdp_query_opts, libbpf_num_possible_cpus, libxdp_get_error,
-    xdp_attach_mode, xdp_multiprog, xdp_multiprog__close, xdp_multiprog__get_from_ifindex,
+    bpf_link_info, bpf_map, bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd,
+    bpf_map__set_ifindex, bpf_map__set_max_entries, bpf_map__value_size, bpf_map_delete_elem,
+    bpf_map_lookup_elem, bpf_map_update_elem, bpf_obj_get_info_by_fd, bpf_object,
+    bpf_object__close, bpf_object__find_map_by_name, bpf_object__find_program_by_name,
+    bpf_object__load, bpf_object__next_map, bpf_object__open_file, bpf_prog_get_fd_by_id,
+    bpf_prog_info, bpf_prog_test_run_opts, bpf_program, bpf_program__fd,
+    bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach, bpf_xdp_query,
+    bpf_xdp_query_opts, libbpf_num_possible_cpus, libxdp_get_error, xdp_attach_mode,
+    xdp_multiprog, xdp_multiprog__close, xdp_multiprog__get_from_ifindex,
     xdp_multiprog__is_legacy, xdp_program, xdp_program__attach, xdp_program__close,
     xdp_program__detach, xdp_program__from_bpf_obj, xsk_ring_cons, xsk_ring_prod, xsk_socket,
     xsk_socket__create_shared, xsk_socket__delete, xsk_socket__fd, xsk_socket_config, xsk_umem,
@@ -228,11 +229,13 @@ cdef class BpfObject:
         cdef bpf_map* found = self._map(map_name)
         cdef size_t key_size = bpf_map__key_size(found)
         cdef size_t value_size = bpf_map__value_size(found)
-        cdef size_t count = keys.shape[0] // key_size
+        cdef size_t key_bytes = keys.shape[0]
+        cdef size_t value_bytes = values.shape[0]
+        cdef size_t count = key_bytes // key_size
         cdef size_t i
         cdef int fd = bpf_map__fd(found)
         cdef int error = 0
-        if count * key_size != <size_t>keys.shape[0] or count * value_size != <size_t>values.shape[0]:
+        if count * key_size != key_bytes or count * value_size != value_bytes:
             raise ConfigError(f"{map_name} has keys of {key_size} and values of {value_size} bytes")
         with nogil:
             for i in range(count):
