@@ -52,12 +52,12 @@ enum rule_verdict {
 };
 
 enum rule_change { /* in this order */
-	CHANGE_DEC_TTL = 1 << 0,
-	CHANGE_SWAP_MAC = 1 << 1,
-	CHANGE_SRC_MAC = 1 << 2,
-	CHANGE_DST_MAC = 1 << 3,
-	CHANGE_POP_VLAN = 1 << 4,
-	CHANGE_PUSH_VLAN = 1 << 5,
+		   CHANGE_DEC_TTL = 1 << 0,
+		   CHANGE_SWAP_MAC = 1 << 1,
+		   CHANGE_SRC_MAC = 1 << 2,
+		   CHANGE_DST_MAC = 1 << 3,
+		   CHANGE_POP_VLAN = 1 << 4,
+		   CHANGE_PUSH_VLAN = 1 << 5,
 };
 
 struct rule_action {

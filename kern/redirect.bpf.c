@@ -7,7 +7,7 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
-	__type(key, __u32); /* ifindex */
+	__type(key, __u32);   /* ifindex */
 	__type(value, __u32); /* the same */
 	__uint(max_entries, 64);
 } links SEC(".maps");
@@ -49,8 +49,8 @@ static __always_inline int change_packet(struct xdp_md *ctx, const struct rule_a
 }
 
 static __always_inline int send_out(struct xdp_md *ctx, const struct rule_action *action,
-				    const struct packet_key *key,
-				    struct datapath_counters *count, __u64 bytes)
+				    const struct packet_key *key, struct datapath_counters *count,
+				    __u64 bytes)
 {
 	int verdict;
 

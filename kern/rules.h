@@ -9,7 +9,7 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32); /* 0 */
+	__type(key, __u32);   /* 0 */
 	__type(value, __u32); /* generation in force */
 	__uint(max_entries, 1);
 } generation SEC(".maps");
