@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from l2fwd.cli import silence_stdout
+from l2fwd.cli.seed import is_seed, translate
+from l2fwd.errors import L2fwdError
 
 VERSION: Final = "0.1.0"
 VERBS: Final = {
@@ -31,9 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb in VERBS:
             return _run_verb(verb, arguments[1:])
+        if is_seed(arguments):
+            return _run_verb("forward", translate(arguments))
         _top_parser().parse_args(arguments or ["--help"])
     except KeyboardInterrupt:
         return 130
+    except L2fwdError as error:
+        print(f"l2fwd {verb}: {error}", file=sys.stderr)
+        return error.exit_code
     except BrokenPipeError:
         silence_stdout()
         return 0
@@ -51,8 +58,6 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     module.add_arguments(parser)
     args = parser.parse_args(arguments)
 
-    from l2fwd.errors import L2fwdError
-
     if args.verbose:
         import logging
 
@@ -61,9 +66,6 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     try:
         code = int(module.run(args))
         print(end="", flush=True)
-    except L2fwdError as error:
-        print(f"l2fwd {verb}: {error}", file=sys.stderr)
-        return error.exit_code
     except ImportError as error:
         print(f"l2fwd {verb}: not built here ({error}); run make build", file=sys.stderr)
         return 1

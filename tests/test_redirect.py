@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -284,6 +286,66 @@ def run(bed, *words):
     return subprocess.run(
         [*command, *words], capture_output=True, text=True, timeout=20, check=False
     )
+
+
+# The command line of seed 000
+
+
+def ping(bed, address):
+    command = ["ip", "netns", "exec", bed.gen, "ping", "-c", "3", "-i", "0.1", "-W", "1", address]
+    return subprocess.run(command, capture_output=True, timeout=20, check=False)
+
+
+def test_fast_l2fwds_own_command_line_rewrites_only_what_it_names(bed, open_wire):
+    """Show 2: ICMP to that address gets the MAC; all else goes by the miss policy, to the host."""
+    words = "-inlink=f0 -ipproto=1 -dstIp=10.77.0.2 -outlink=f1 -dstMac=00:00:11:22:33:44"
+    command = ["nsenter", f"--net=/run/netns/{bed.fwd}", sys.executable, "-m", "l2fwd"]
+    process = subprocess.Popen([*command, *words.split()], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert "forwarded in the kernel, 1 rules" in process.stdout.readline()
+        with link.in_netns(bed.gen):
+            subprocess.run(
+                ["ip", "neigh", "replace", "10.77.0.2", "lladdr", "02:00:00:00:00:02", "dev", "g0"],
+                check=True,
+            )
+        wire = open_wire(bed)
+        with link.in_netns(bed.sink):
+            sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+            sniffer.bind(("s0", 0x0800))
+        sniffer.settimeout(2)
+        ping(bed, "10.77.0.2")
+        frames = [sniffer.recv(2048) for _ in range(3)]
+        wire.send(3)
+        assert wire.receive(1, seconds=0.2) == []
+        sniffer.close()
+        process.send_signal(signal.SIGINT)
+        summary = process.stdout.read()
+    assert {frame[:6] for frame in frames} == {bytes.fromhex("000011223344")}
+    assert {frame[23] for frame in frames} == {1}
+    assert "forwarded 3 of 3 packets" in summary
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("-inlink=f0", "-outlink=LINK is missing"),
+        ("-outlink=f1", "-inlink=LINK is missing"),
+        ("-inlink=f0 -outlink=f1 -dstPort=1", "'-dstPort=1' is none of -inlink"),
+        ("-inlink=f0 -outlink=f1 -inlink=f0", "-inlink is given twice"),
+        ("-inlink=f0 -outlink", "-outlink needs a value"),
+        ("-inlink=f0 -outlink=f1 -ipproto=256", "proto must be"),
+        ("-inlink f0 --outlink=f1 -dstIp=256.1.1.1", "dst must be"),
+        ("-inlink=f0 -outlink=f1 -dstMac=01:00:00:00:00:00", "set_dst_mac must be a unicast"),
+    ],
+)
+def test_a_wrong_flag_of_fast_l2fwd_is_named(words, said):
+    """I2"""
+    command = [sys.executable, "-m", "l2fwd", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
