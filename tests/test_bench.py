@@ -1,0 +1,38 @@
+"""Every bench runs, tiny, so that none can rot; its figures mean nothing here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+
+
+def last_object(name):
+    done = subprocess.run(
+        [sys.executable, BENCH / name, "--json", "--tiny"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_ring_bench_ends_with_a_ratio_its_spread_and_the_goal():
+    result = last_object("bench_rings.py")
+    assert result["goal"] == 1.0
+    assert result["spread"][0] <= result["ratio"] <= result["spread"][1]
+    assert result["ours_ns"] > 0 < result["reference_ns"]
+
+
+@pytest.mark.privileged
+def test_the_forwarding_bench_ends_with_a_ratio_per_peer_and_size():
+    result = last_object("bench_forward.py")
+    assert result["sizes"]["64"]["pps"] > 0 < result["sizes"]["1514"]["pps"]
+    for peer in result["peers"].values():
+        for figures in peer.values():
+            assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
