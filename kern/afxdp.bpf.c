@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /* Data path afxdp: every packet goes to the AF_XDP socket of its RX queue. */
-#include "l2fwd.h"
+#include "counters.h"
 
 #include <bpf/bpf_helpers.h>
 #include <xdp/xdp_helpers.h>
@@ -12,13 +12,6 @@ struct {
 	__uint(max_entries, 64); /* set to the link's queue count before loading */
 } sockets SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32); /* 0 */
-	__type(value, struct datapath_counters);
-	__uint(max_entries, 1);
-} counters SEC(".maps");
-
 /* libxdp's dispatcher: run after filters (default priority 50), go on when we pass. */
 struct {
 	__uint(priority, 60);
@@ -29,12 +22,11 @@ SEC("xdp.frags")
 int l2fwd_afxdp(struct xdp_md *ctx)
 {
 	struct datapath_counters *count;
-	__u32 zero = 0;
 	int verdict;
 
-	count = bpf_map_lookup_elem(&counters, &zero);
+	count = find_counters();
 	if (!count)
-		return XDP_ABORTED; /* cannot happen: the array has one entry */
+		return XDP_ABORTED;
 
 	/* XDP_PASS on a miss: a dead engine never becomes a black hole. */
 	verdict = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /* Data path redirect: rule look-up, change, and on to the other link, all in the kernel. */
 #include "change.h"
+#include "counters.h"
 #include "rules.h"
 
 #include <xdp/xdp_helpers.h>
@@ -11,13 +12,6 @@ struct {
 	__type(value, __u32); /* the same */
 	__uint(max_entries, 64);
 } links SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32); /* 0 */
-	__type(value, struct datapath_counters);
-	__uint(max_entries, 1);
-} counters SEC(".maps");
 
 /* libxdp's dispatcher: run after filters (default priority 50), go on when we pass. */
 struct {
@@ -77,14 +71,14 @@ SEC("xdp.frags")
 int l2fwd_redirect(struct xdp_md *ctx)
 {
 	const struct rule_action *action = NULL;
-	__u32 verdict = VERDICT_PASS, zero = 0;
+	__u32 verdict = VERDICT_PASS;
 	__u64 bytes = (void *)(long)ctx->data_end - (void *)(long)ctx->data; /* as received */
 	struct datapath_counters *count;
 	struct packet_key key;
 
-	count = bpf_map_lookup_elem(&counters, &zero);
+	count = find_counters();
 	if (!count)
-		return XDP_ABORTED; /* cannot happen: the array has one entry */
+		return XDP_ABORTED;
 	if (!parse_packet(ctx, &key))
 		action = find_rule(&key, &verdict);
 	if (action) {

@@ -104,6 +104,21 @@ def no_leaks(request):
 
 
 @pytest.fixture
+def pair():
+    """Two namespaces joined by a veth: ``left`` in the one, ``right`` in the other."""
+    token = uuid4().hex[:8]
+    names = f"l2fwd-test-{token}-l", f"l2fwd-test-{token}-r"
+    try:
+        for name in names:
+            link.create_netns(name)
+        link.create_veth((names[0], "left"), (names[1], "right"), queues=2, mtu=1400)
+        yield names
+    finally:
+        for name in names:
+            link.remove_netns(name)
+
+
+@pytest.fixture
 def make_bed(request):
     """Make beds of unique name; they go away with the test."""
     beds = []

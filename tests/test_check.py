@@ -2,10 +2,8 @@
 
 import argparse
 import json
-import os
 import subprocess
 import time
-from uuid import uuid4
 
 import pytest
 
@@ -61,23 +59,6 @@ def look(monkeypatch):
         return check_link("nic0", **sizes)
 
     return look_at
-
-
-@pytest.fixture
-def pair():
-    """Two namespaces joined by a veth, ``left`` in the one and ``right`` in the other."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: sudo pytest -m privileged")
-    token = uuid4().hex[:8]
-    names = f"l2fwd-test-{token}-l", f"l2fwd-test-{token}-r"
-    try:
-        for name in names:
-            links.create_netns(name)
-        links.create_veth((names[0], "left"), (names[1], "right"), queues=2)
-        yield names
-    finally:
-        for name in names:
-            links.remove_netns(name)
 
 
 def faults(findings):

@@ -22,23 +22,6 @@ from l2fwd.netdev import xdp_features
 QUEUES = 2
 
 
-@pytest.fixture
-def pair():
-    """Two namespaces joined by a veth, ``left`` in the one and ``right`` in the other."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: sudo pytest -m privileged")
-    token = uuid4().hex[:8]
-    names = f"l2fwd-test-{token}-l", f"l2fwd-test-{token}-r"
-    try:
-        for name in names:
-            links.create_netns(name)
-        links.create_veth((names[0], "left"), (names[1], "right"), queues=QUEUES, mtu=1400)
-        yield names
-    finally:
-        for name in names:
-            links.remove_netns(name)
-
-
 def held_resources():
     """What a call could leave behind: descriptors, threads, child processes, namespace."""
     children = Path("/proc/thread-self/children").read_text()

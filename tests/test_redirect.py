@@ -361,6 +361,7 @@ def test_a_wrong_flag_of_fast_l2fwd_is_named(words, said):
         (["--data-path", "redirect", "--rules", "/nonexistent"], "/nonexistent"),
         (["--data-path", "redirect", "--rules", "/dev/null"], "/dev/null"),
         (["--data-path", "redirect", "--ring-size", "64"], "ring-size"),
+        (["--data-path", "redirect", "--chain"], "chain"),
         (["--data-path", "redirect", "--rule", "any -> out f1", "--swap-mac"], "rewriting"),
     ],
 )

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 
 from l2fwd import bpf, link
 from l2fwd.config import BindMode, ForwardConfig
-from l2fwd.datapath import Event, Notify, Stopped
-from l2fwd.datapath.linked import LinkedPath
+from l2fwd.datapath import Event, Notify
+from l2fwd.datapath.linked import LinkedPath, stop_check
 from l2fwd.datapath.queue_pair import QueuePair
 from l2fwd.datapath.side import Side
 from l2fwd.errors import ConfigError, RunError
@@ -52,11 +52,7 @@ class AfxdpPath(LinkedPath):
 
     def start(self, is_stopping: Callable[[], bool] = lambda: False) -> Event:
         """Attach both programs, bind every queue, then let packets in; all or nothing."""
-
-        def check() -> None:
-            if is_stopping():
-                raise Stopped
-
+        check = stop_check(is_stopping)
         with ExitStack() as undo:
             for side in self.sides:
                 undo.callback(side.close)

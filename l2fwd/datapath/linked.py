@@ -5,13 +5,23 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from l2fwd.datapath import Notify
+from l2fwd.datapath import Notify, Stopped
 from l2fwd.datapath.side import Side
 from l2fwd.errors import ConfigError, KernelError, L2fwdError
 
 _CARRIER_POLL_SECONDS: Final = 0.02
 _MIN_RETRY_SECONDS: Final = 0.1
 _MAX_RETRY_SECONDS: Final = 1.6  # a queue that is free again is taken within two seconds
+
+
+def stop_check(is_stopping: Callable[[], bool]) -> Callable[[], None]:
+    """Return what raises ``Stopped`` once ``is_stopping``; for between the steps of a start."""
+
+    def check() -> None:
+        if is_stopping():
+            raise Stopped
+
+    return check
 
 
 class LinkedPath:

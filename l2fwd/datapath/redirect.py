@@ -13,8 +13,8 @@ from typing import Final
 
 from l2fwd import bpf, link
 from l2fwd.config import ForwardConfig
-from l2fwd.datapath import Event, Notify, Stopped
-from l2fwd.datapath.linked import LinkedPath
+from l2fwd.datapath import Event, Notify
+from l2fwd.datapath.linked import LinkedPath, stop_check
 from l2fwd.datapath.side import Side
 from l2fwd.errors import ConfigError, KernelError
 from l2fwd.rule_maps import SHARED_MAPS, RuleMaps, map_sizes
@@ -71,11 +71,7 @@ class RedirectPath(LinkedPath):
 
     def start(self, is_stopping: Callable[[], bool] = lambda: False) -> Event:
         """Load, put the rules in force, and attach to every link; all or nothing."""
-
-        def check() -> None:
-            if is_stopping():
-                raise Stopped
-
+        check = stop_check(is_stopping)
         with ExitStack() as undo:
             for side in self.sides:
                 undo.callback(side.close)
