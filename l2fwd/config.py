@@ -269,9 +269,7 @@ class ForwardConfig:
         if self.data_path == "afxdp" and (len(self.rules) or self.miss != "pass"):
             raise ConfigError("rules and a miss policy need --data-path redirect")
         if self.data_path == "redirect" and self.chain:
-            raise ConfigError(
-                "chain needs --data-path afxdp: rules are loaded before attaching"
-            )
+            raise ConfigError("chain needs --data-path afxdp: rules are loaded before attaching")
         if len(self.rules) and self.rewrite != Rewrite():
             raise ConfigError("with rules, rewriting is theirs: use set_dst_mac or swap_mac there")
         if self.miss not in MISS_POLICIES:
