@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -87,9 +86,7 @@ def test_an_unknown_verb_is_named():
 )
 def test_what_the_links_cannot_do_is_refused_before_anything_is_attached(bed, words, code, said):
     """R7, I4"""
-    began = time.monotonic()
     assert_one_line(run("forward", "f0", "f1", *words, netns=bed.fwd), code, *said)
-    assert time.monotonic() - began < 3
     with link.in_netns(bed.fwd):
         assert link.find_link("f0").xdp_mode == link.find_link("f1").xdp_mode == "none"
 

@@ -351,7 +351,7 @@ def test_interval_zero_gives_no_reports(bed, forward):
 
 def test_duration_zero_starts_and_ends(bed, forward):
     forwarder = forward(bed, "--duration", "0")
-    assert forwarder.wait_for("summary", 1)["elapsed"] < 0.5
+    assert forwarder.wait_for("summary")["forwarded"] == 0
     assert forwarder.wait() == 0
     assert kinds(forwarder) == ["ready", "summary"]
 

@@ -327,9 +327,8 @@ def test_stop_gives_up_on_frames_that_never_complete(bed):
     bed.right.on_kick = lambda: -errno.ENETDOWN
     bed.left.receive(3)
     bed.worker.stop()
-    began = time.monotonic()
     bed.worker.run()
-    assert time.monotonic() - began < 0.9
+    assert bed.worker.turns[1] <= 40  # MAX_DRAIN_SLEEPS
     assert bed.worker.frames()["tx"] == 3
 
 
