@@ -18,6 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 from pyroute2 import IPRoute
 
 from l2fwd import link
@@ -25,6 +26,19 @@ from l2fwd.lab import Bed
 
 ETHERTYPE = 0x88B5  # IEEE 802 local experimental
 READY_SECONDS = 20
+LOCK_FLAGS = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
+
+# A change is judged by the same examples each time; new ones are looked for by hand.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+
+def pytest_configure(config):
+    """Wait for another run to end: the probes count what is in the kernel, whoever put it there."""
+    lock = os.open(Path(tempfile.gettempdir(), f"l2fwd-tests-{os.getuid()}.lock"), LOCK_FLAGS)
+    config.add_cleanup(lambda: os.close(lock))
+    fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def pytest_collection_modifyitems(items):
@@ -76,14 +90,6 @@ def kernel_objects():
 def left_over(before):
     now = kernel_objects()
     return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def alone():
-    """One run at a time: the probes count what is in the kernel, whoever put it there."""
-    with Path(tempfile.gettempdir(), f"l2fwd-tests-{os.getuid()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from l2fwd import ethtool, link
@@ -66,7 +66,11 @@ def test_the_kernel_and_the_oracle_agree(kernel):
     )
     @given(tables(), st.sampled_from(["pass", "drop"]), st.integers(0, 2**32 - 1))
     def agree(table, miss, seed):
-        maps.apply(table.ranked(), ifindexes, miss)
+        try:
+            maps.apply(table.ranked(), ifindexes, miss)
+        except ConfigError as error:
+            assume("different masks" not in str(error))  # port ranges may take too many
+            raise
         rng = random.Random(seed)
         for _ in range(FRAMES_PER_TABLE):
             frame = random_frame(rng).ljust(14, b"\0")
