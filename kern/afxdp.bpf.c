@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* Data path afxdp: every packet goes to the AF_XDP socket of its RX queue. */
+/* Data path afxdp: every packet goes to the AF_XDP socket of its RX queue, but those that are
+ * meant for the next bridge.
+ */
 #include "counters.h"
+#include "parse.h"
 
 #include <bpf/bpf_helpers.h>
 #include <xdp/xdp_helpers.h>
@@ -21,6 +24,8 @@ struct {
 SEC("xdp.frags")
 int l2fwd_afxdp(struct xdp_md *ctx)
 {
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = (void *)(long)ctx->data;
 	struct datapath_counters *count;
 	int verdict;
 
@@ -29,7 +34,9 @@ int l2fwd_afxdp(struct xdp_md *ctx)
 		return XDP_ABORTED;
 
 	/* XDP_PASS on a miss: a dead engine never becomes a black hole. */
-	verdict = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+	verdict = XDP_PASS;
+	if ((void *)(eth + 1) <= end && !is_link_local(eth->h_dest))
+		verdict = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
 	if (verdict == XDP_REDIRECT)
 		count->redirected_packets++;
 	else

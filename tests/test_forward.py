@@ -49,6 +49,16 @@ def test_one_way_leaves_the_other_direction_to_the_host(bed, forward, open_wire)
     assert forwarder.stop()["rx_packets"] == 50
 
 
+def test_frames_for_the_next_bridge_stay_on_their_link(bed, forward, open_wire):
+    """P8"""
+    forwarder = forward(bed)
+    wire = open_wire(bed)
+    wire.gen.send(bytes.fromhex("0180c200000e") + wire.frame(1)[6:])
+    sent = wire.send(1, first=2)
+    assert wire.receive(2, seconds=0.3) == sent
+    assert forwarder.stop()["rx_packets"] == 1
+
+
 def test_a_lone_packet_leaves_at_once(bed, forward, open_wire):
     """R9, P33"""
     forward(bed)
