@@ -14,11 +14,9 @@ XDP_OPTIONS: Final = 8
 XDP_MAX_TX_SKB_BUDGET: Final = 9  # TX descriptors per sendto in copy mode
 
 # sockaddr_xdp.sxdp_flags
-XDP_SHARED_UMEM: Final = 1 << 0
 XDP_COPY: Final = 1 << 1
 XDP_ZEROCOPY: Final = 1 << 2
 XDP_USE_NEED_WAKEUP: Final = 1 << 3
-XDP_USE_SG: Final = 1 << 4
 
 XDP_OPTIONS_ZEROCOPY: Final = 1 << 0
 
@@ -27,14 +25,11 @@ MIN_TX_SKB_BUDGET: Final = 32  # TX_BATCH_SIZE in net/xdp/xsk.c
 MAX_RING_SIZE: Final = 1 << 24  # slots; a vmalloc of the kernel bounds it lower
 
 # IFLA_XDP_ATTACHED
-XDP_ATTACHED_NONE: Final = 0
 XDP_ATTACHED_NATIVE: Final = 1
 XDP_ATTACHED_SKB: Final = 2
 XDP_ATTACHED_OFFLOAD: Final = 3
-XDP_ATTACHED_MULTI: Final = 4
 
 # bpf_link_create flags
-XDP_FLAGS_UPDATE_IF_NOEXIST: Final = 1 << 0
 XDP_FLAGS_SKB_MODE: Final = 1 << 1
 XDP_FLAGS_DRV_MODE: Final = 1 << 2
 XDP_FLAGS_HW_MODE: Final = 1 << 3

@@ -45,7 +45,6 @@ class RuleMaps:
         self._ids: dict[Rule, int] = {}  # where each rule of the table counts its hits
         self._used: set[int] = set()
         self._before: dict[int, list[int]] = {}  # what an id counted for earlier rules
-        self.compiled = CompiledRules((), (), {})
 
     def apply(self, rules: Sequence[Rule], ifindexes: Mapping[str, int], miss: str) -> None:
         """Put a new table in force, whole; or raise, and leave the old one.
@@ -68,14 +67,12 @@ class RuleMaps:
         for rule, rule_id in ids.items():
             if rule not in self._ids and rule_id in self._used:
                 self._before[rule_id] = self._program.sums("hits", rule_id, 2)
-        self._fill(compiled, miss)
-        old, self._keys = self._keys, self._keys_of(compiled)
+        old, self._keys = self._keys, self._fill(compiled, miss)
         self._program.update("generation", {_U32.pack(0): _U32.pack(self._generation)})
         wait_for_running_programs()
         self._program.delete("rules", old)
         self._ids = ids
         self._used.update(ids.values())
-        self.compiled = compiled
 
     def _assign(self, rules: Sequence[Rule]) -> dict[Rule, int]:
         """Give each rule an id; one that was there keeps its own, and so its hits."""
@@ -103,7 +100,8 @@ class RuleMaps:
             found[rule] = (packets - before[0], size - before[1])
         return found
 
-    def _fill(self, compiled: CompiledRules, miss: str) -> None:
+    def _fill(self, compiled: CompiledRules, miss: str) -> list[bytes]:
+        """Write the next version beside the one in force; return its keys."""
         self._generation += 1
         slot = self._generation & 1
         masks = {
@@ -114,9 +112,8 @@ class RuleMaps:
             self._program.update("masks", masks)
         table = struct.pack("=II", len(compiled.masks), VERDICTS[miss])
         self._program.update("tables", {_U32.pack(slot): table})
-        if compiled.entries:
-            entries = zip(self._keys_of(compiled), compiled.entries.values(), strict=True)
-            self._program.update("rules", dict(entries))
-
-    def _keys_of(self, compiled: CompiledRules) -> list[bytes]:
-        return [_KEY_HEAD.pack(self._generation, place) + key for place, key in compiled.entries]
+        generation = self._generation
+        keys = [_KEY_HEAD.pack(generation, place) + key for place, key in compiled.entries]
+        if keys:
+            self._program.update("rules", dict(zip(keys, compiled.entries.values(), strict=True)))
+        return keys

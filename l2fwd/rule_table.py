@@ -34,15 +34,12 @@ class CompiledRules:
 
     Attributes
     ----------
-    rules : tuple of Rule
-        In order of precedence; their place is their rank.
     masks : tuple of (bytes, int)
         64 bytes as ``rule_keys.KEY``, and the best rank under it; ascending by rank.
     entries : dict of (int, bytes) to bytes
         (Place of the mask, masked key) to struct rule_action.
     """
 
-    rules: tuple[Rule, ...]
     masks: tuple[tuple[bytes, int], ...]
     entries: dict[tuple[int, bytes], bytes]
 
@@ -70,10 +67,9 @@ def compile_rules(
         If a rule names a link that is not in ``ifindexes``, or there are more masks or
         entries than the search holds; the message tells how many.
     """
-    ranked = tuple(rules)
     masks: dict[bytes, tuple[int, int]] = {}  # mask -> (place, best rank)
     entries: dict[tuple[int, bytes], bytes] = {}
-    for rank, rule in enumerate(ranked):
+    for rank, rule in enumerate(rules):
         rule_id = rank if rule_ids is None else rule_ids[rank]
         action = _pack(rule.action, rank, rule_id, ifindexes)
         for mask, key in key_masks(rule, ifindexes):
@@ -91,7 +87,7 @@ def compile_rules(
             "ranges take several each"
         )
     ordered = tuple((mask, best) for mask, (_, best) in masks.items())
-    return CompiledRules(ranked, ordered, entries)
+    return CompiledRules(ordered, entries)
 
 
 def _pack(action: Action, rank: int, rule_id: int, ifindexes: Mapping[str, int]) -> bytes:

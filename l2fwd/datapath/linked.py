@@ -27,7 +27,8 @@ def stop_check(is_stopping: Callable[[], bool]) -> Callable[[], None]:
 class LinkedPath:
     """A data path over links that may come and go.
 
-    A path adds what runs between the links: ``_has_ended``, ``_close`` and ``_open``.
+    A path adds what runs between the links: ``_watch_ended``, ``_close_all``, ``_is_open`` and
+    ``_open_again``.
     """
 
     def __init__(self, sides: tuple[Side, ...], notify: Notify) -> None:

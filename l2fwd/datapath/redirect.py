@@ -131,19 +131,16 @@ class RedirectPath(LinkedPath):
         return Rule(Match(in_link=source), action)
 
     def _refresh(self) -> None:
-        """Tell the maps what the links are called now; a link made anew has a new ifindex."""
-        ifindexes = {side.name: side.link.ifindex for side in self.sides}
-        if ifindexes == self._ifindexes:
-            return
-        gone = set(self._ifindexes.values()) - set(ifindexes.values())
-        self._programs[0].delete("links", map(_U32.pack, gone))
-        keys = [_U32.pack(ifindex) for ifindex in ifindexes.values()]
+        """Tell the maps what the links are called now.
+
+        A link made anew has a new ifindex; the old one left the map ``links`` with the link.
+        """
+        self._ifindexes = {side.name: side.link.ifindex for side in self.sides}
+        keys = [_U32.pack(ifindex) for ifindex in self._ifindexes.values()]
         self._programs[0].update("links", dict(zip(keys, keys, strict=True)))
-        self._ifindexes = ifindexes
         self._put_rules()
 
     def _open_again(self) -> None:
-        self._ifindexes = {}  # a link that went took its place in the map with it
         self._refresh()
 
     def sample(self) -> Snapshot:
