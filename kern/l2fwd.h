@@ -69,7 +69,12 @@ struct rule_action {
 	__u16 vlan;    /* id to push, host byte order */
 	__u8 dst_mac[6];
 	__u8 src_mac[6];
-	__u16 zero;
+	__u16 flags; /* enum action_flag */
+};
+
+enum action_flag {
+	ACTION_BY_POLICY = 1 << 0,   /* a program decided, not a rule */
+	ACTION_NOT_LEARNED = 1 << 1, /* for this packet only */
 };
 
 struct rule_table { /* one per parity of the generation */
@@ -84,20 +89,56 @@ struct rule_hits { /* per CPU, one per rule */
 
 #define MAX_MASKS 64 /* per generation */
 
+/* A flow: packets of one RX queue that no rule can tell apart. */
+struct flow_key {
+	__u16 queue;
+	__u16 mask_slot; /* of flow_masks */
+	__u32 zero;
+	struct packet_key packet; /* masked */
+};
+
+/* Written by user space when learned, then by the one CPU that runs its RX queue. */
+struct flow {
+	struct rule_action action;
+	__u64 packets; /* forwarded, dropped or passed by the entry */
+	__u64 bytes;
+	__u64 last_seen; /* ns, CLOCK_MONOTONIC_COARSE */
+	__u64 wait_for;	 /* packet number, FLOW_NEW or FLOW_SETTLED */
+};
+
+#define FLOW_NEW 0
+#define FLOW_SETTLED (~0ULL)
+
+#define MAX_FLOW_MASKS 4
+#define NO_FLOW_MASK 0xff	   /* in flow_order: a byte per mask, the newest first */
+#define FLOW_PATIENCE 100000000ULL /* ns: then a flow goes to the kernel, in order or not */
+
+/* Per RX queue, shared with the worker: what went up to it, and what it is done with. */
+struct queue_progress {
+	__u64 sent_up; /* packets; the next one has this number plus one */
+	__u64 pad[7];  /* a cache line for each writer */
+	__u64 done;    /* number of the last packet that has left, by the worker */
+	__u64 pad2[7];
+};
+
 /* Per CPU, one record.  The order is DATAPATH_COUNTERS of l2fwd/abi.py. */
 struct datapath_counters {
-	__u64 redirected_packets; /* handed to an AF_XDP socket, or to another link */
+	__u64 redirected_packets; /* handed to a worker that forwards all, or to another link */
 	__u64 passed_packets;	  /* left to the host stack */
 	__u64 rule_drops;	  /* a rule or the miss policy said so */
 	__u64 no_link_drops;	  /* the rule's link is not in the map */
 	__u64 mtu_drops;	  /* longer than the other link takes */
 	__u64 change_drops;	  /* could not be changed as the rule says */
 	__u64 redirected_bytes;
+	__u64 upcall_packets; /* handed to a worker that decides */
 };
 
 _Static_assert(sizeof(struct packet_key) == 64, "eight words, masked one by one");
 _Static_assert(sizeof(struct rule_key) == 72, "a hash key: no padding");
 _Static_assert(sizeof(struct rule_mask) == 72, "no padding");
 _Static_assert(sizeof(struct rule_action) == 32, "no padding");
+_Static_assert(sizeof(struct flow_key) == 72, "a hash key: no padding");
+_Static_assert(sizeof(struct flow) == 64, "one cache line");
+_Static_assert(sizeof(struct queue_progress) == 128, "two cache lines");
 
 #endif

@@ -58,4 +58,5 @@ DATAPATH_COUNTERS: Final = (
     "mtu_drops",
     "change_drops",
     "redirected_bytes",
+    "upcall_packets",
 )

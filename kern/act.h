@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* What becomes of a packet once its verdict is known: every end has a counter. */
+#ifndef L2FWD_ACT_H
+#define L2FWD_ACT_H
+
+#include "change.h"
+#include "counters.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__type(key, __u32);   /* ifindex */
+	__type(value, __u32); /* the same */
+	__uint(max_entries, 64);
+} links SEC(".maps");
+
+static __always_inline int change_packet(struct xdp_md *ctx, const struct rule_action *action,
+					 const struct packet_key *key)
+{
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = (void *)(long)ctx->data;
+
+	if ((void *)(eth + 1) > end)
+		return -1;
+	if (action->changes & CHANGE_DEC_TTL)
+		dec_ttl(ctx, key);
+	if (action->changes & CHANGE_SWAP_MAC)
+		swap_macs(eth);
+	if (action->changes & CHANGE_SRC_MAC)
+		__builtin_memcpy(eth->h_source, action->src_mac, 6);
+	if (action->changes & CHANGE_DST_MAC)
+		__builtin_memcpy(eth->h_dest, action->dst_mac, 6);
+	if (action->changes & CHANGE_POP_VLAN && pop_vlan(ctx))
+		return -1;
+	if (action->changes & CHANGE_PUSH_VLAN && push_vlan(ctx, action->vlan))
+		return -1;
+	return 0;
+}
+
+static __always_inline int send_out(struct xdp_md *ctx, const struct rule_action *action,
+				    const struct packet_key *key, struct datapath_counters *count,
+				    __u64 bytes)
+{
+	int verdict;
+
+	if (action->changes && change_packet(ctx, action, key)) {
+		count->change_drops++;
+		return XDP_DROP;
+	}
+	if (bpf_check_mtu(ctx, action->out_ifindex, &(__u32){0}, 0, 0) ==
+	    BPF_MTU_CHK_RET_FRAG_NEEDED) {
+		count->mtu_drops++;
+		return XDP_DROP;
+	}
+	verdict = bpf_redirect_map(&links, action->out_ifindex, XDP_DROP);
+	if (verdict == XDP_REDIRECT) {
+		count->redirected_packets++;
+		count->redirected_bytes += bytes;
+	} else {
+		count->no_link_drops++;
+	}
+	return verdict;
+}
+
+/* The verdict of @action for this packet. */
+static __always_inline __u32 verdict_of(struct xdp_md *ctx, const struct rule_action *action,
+					const struct packet_key *key)
+{
+	/* The last hop: the host stack answers for it. */
+	if (action->changes & CHANGE_DEC_TTL && !ttl_allows(ctx, key))
+		return VERDICT_PASS;
+	return action->verdict;
+}
+
+/* @action is NULL only if @verdict is none of VERDICT_OUT. */
+static __always_inline int act(struct xdp_md *ctx, const struct rule_action *action, __u32 verdict,
+			       const struct packet_key *key, struct datapath_counters *count,
+			       __u64 bytes)
+{
+	if (action && verdict == VERDICT_OUT)
+		return send_out(ctx, action, key, count, bytes);
+	if (verdict == VERDICT_DROP) {
+		count->rule_drops++;
+		return XDP_DROP;
+	}
+	count->passed_packets++;
+	return XDP_PASS;
+}
+
+#endif

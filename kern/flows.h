@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* The flow table: what user space has decided, and when the kernel may take over from it. */
+#ifndef L2FWD_FLOWS_H
+#define L2FWD_FLOWS_H
+
+#include "rules.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+	__uint(max_entries, 1024); /* set to the flow count before loading */
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32); /* slot */
+	__type(value, struct packet_key);
+	__uint(max_entries, MAX_FLOW_MASKS);
+} flow_masks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);   /* 0 */
+	__type(value, __u32); /* slots, a byte each */
+	__uint(max_entries, 1);
+} flow_order SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32); /* RX queue id */
+	__type(value, struct queue_progress);
+	__uint(max_entries, 64); /* set to the link's queue count before loading */
+} progress SEC(".maps");
+
+static __always_inline __u32 find_flow_order(void)
+{
+	__u32 zero = 0, *order = bpf_map_lookup_elem(&flow_order, &zero);
+
+	return order ? *(volatile __u32 *)order : ~0U;
+}
+
+/* The entry of this packet's flow, settled or not; NULL if none was learned. */
+static __always_inline struct flow *find_flow(struct xdp_md *ctx, const struct packet_key *key,
+					      __u32 order)
+{
+	const struct packet_key *mask;
+	struct flow_key masked;
+	struct flow *found;
+
+	masked.queue = ctx->rx_queue_index;
+	masked.zero = 0;
+	for (int i = 0; i < MAX_FLOW_MASKS; i++) {
+		__u32 slot = order & 0xff;
+
+		if (slot == NO_FLOW_MASK)
+			break;
+		order >>= 8;
+		mask = bpf_map_lookup_elem(&flow_masks, &slot);
+		if (!mask)
+			break;
+		masked.mask_slot = slot;
+		mask_key(&masked.packet, key, mask);
+		found = bpf_map_lookup_elem(&flows, &masked);
+		if (found)
+			return found;
+	}
+	return NULL;
+}
+
+/* Whether @flow is the kernel's: none of its packets may be left in user space, or this one
+ * would overtake it.  If not, this packet goes up as well, and the flow waits for it.
+ */
+static __always_inline int is_settled(struct flow *flow, __u32 queue)
+{
+	struct queue_progress *queued;
+	__u64 sent_up;
+
+	if (flow->wait_for == FLOW_SETTLED)
+		return 1;
+	queued = bpf_map_lookup_elem(&progress, &queue);
+	if (!queued)
+		return 0;
+	sent_up = *(volatile __u64 *)&queued->sent_up;
+	if (flow->wait_for == FLOW_NEW)
+		flow->wait_for = sent_up;
+	if (*(volatile __u64 *)&queued->done < flow->wait_for &&
+	    bpf_ktime_get_coarse_ns() - flow->last_seen < FLOW_PATIENCE) {
+		flow->wait_for = sent_up + 1;
+		return 0;
+	}
+	flow->wait_for = FLOW_SETTLED;
+	return 1;
+}
+
+/* Number the packet, in front of its data: the worker tells by that how far it has come. */
+static __always_inline void number_packet(struct xdp_md *ctx)
+{
+	__u32 queue = ctx->rx_queue_index;
+	struct queue_progress *queued = bpf_map_lookup_elem(&progress, &queue);
+	__u64 *number;
+
+	/* Where a driver has no room for metadata, flows are settled by patience. */
+	if (!queued || bpf_xdp_adjust_meta(ctx, -(int)sizeof(*number)))
+		return;
+	number = (void *)(long)ctx->data_meta;
+	if ((void *)(number + 1) <= (void *)(long)ctx->data)
+		*number = __sync_fetch_and_add(&queued->sent_up, 1) + 1;
+}
+
+static __always_inline void count_flow(struct flow *flow, __u64 bytes)
+{
+	flow->packets++;
+	flow->bytes += bytes;
+	flow->last_seen = bpf_ktime_get_coarse_ns();
+}
+
+#endif
