@@ -59,9 +59,10 @@ def extensions() -> list[Extension]:
             [f"l2fwd/{name}.pyx"],
             define_macros=[("L2FWD_DEBUG", "1" if DEBUG else "0")],
             extra_compile_args=["-Wall", "-Wextra", "-Wno-cast-function-type", *flags],
+            include_dirs=["kern"],
             libraries=libraries.get(name, []),
         )
-        for name in ("_rings", "_worker", "_bpf")
+        for name in ("_rings", "_classify", "_worker", "_bpf")
     ]
     # build_dir keeps the generated C out of the wheel.
     return cythonize(modules, build_dir="build/cython", compiler_directives=DIRECTIVES)

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from l2fwd import ethtool, link
 from l2fwd._bpf import run_packet
+from l2fwd._classify import Classifier
 from l2fwd.bpf import Program
 from l2fwd.config import ForwardConfig, Rewrite
 from l2fwd.datapath.redirect import RedirectPath
 from l2fwd.errors import ConfigError
 from l2fwd.rule_keys import KEY
-from l2fwd.rule_maps import RuleMaps, map_sizes
+from l2fwd.rule_maps import MAX_ENTRIES, RuleMaps, map_sizes
 from l2fwd.rule_table import ACTION, MAX_MASKS, compile_rules
 from l2fwd.rules import Rule, RuleTable, parse_rules
 from tests import oracle
@@ -68,15 +69,18 @@ def test_the_kernel_and_the_oracle_agree(kernel):
     def agree(table, miss, seed):
         try:
             maps.apply(table.ranked(), ifindexes, miss)
+            compiled = compile_rules(table.ranked(), ifindexes, MAX_ENTRIES)
         except ConfigError as error:
             assume("different masks" not in str(error))  # port ranges may take too many
             raise
+        classifier = Classifier(compiled.masks, compiled.entries, miss)
         rng = random.Random(seed)
         for _ in range(FRAMES_PER_TABLE):
             frame = random_frame(rng).ljust(14, b"\0")
             name = rng.choice(sorted(ifindexes))
             rule = oracle.classify(table, name, frame)
             expected = oracle.apply(rule.action, frame) if rule else (miss, frame)
+            assert classifier.decide(frame, ifindexes[name])[:2] == expected, frame.hex()
             if expected[0] == "user":  # this path has none: left to the host
                 expected = ("pass", frame)
             verdict, became = run_packet(program.fd, frame, ifindexes[name])

@@ -1,0 +1,97 @@
+# From a packet to its rule, and what the rule does to it.  The layouts are the kernel side's.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from l2fwd._rings cimport FramePool
+from l2fwd._xdp cimport xdp_desc
+
+
+cdef extern from "l2fwd.h" nogil:
+    enum:
+        CHANGE_DEC_TTL
+        CHANGE_SWAP_MAC
+        CHANGE_SRC_MAC
+        CHANGE_DST_MAC
+        CHANGE_POP_VLAN
+        CHANGE_PUSH_VLAN
+        KEY_HAS_PORTS
+        KEY_LINK_LOCAL
+        MAX_MASKS
+        NO_VLAN
+        VERDICT_PASS
+        VERDICT_DROP
+        VERDICT_OUT
+        VERDICT_USER
+
+    struct packet_key:
+        uint32_t in_ifindex
+        uint8_t dst_mac[6]
+        uint8_t src_mac[6]
+        uint16_t ethertype          # this and all that follows in network byte order
+        uint16_t vlan_outer
+        uint16_t vlan_inner
+        uint8_t proto
+        uint8_t ip_version
+        uint16_t sport
+        uint16_t dport
+        uint8_t flags
+        uint8_t src[16]
+        uint8_t dst[16]
+
+    struct rule_action:
+        uint32_t rank
+        uint32_t rule
+        uint32_t out_ifindex
+        uint16_t verdict
+        uint16_t changes
+        uint16_t vlan
+        uint8_t dst_mac[6]
+        uint8_t src_mac[6]
+        uint16_t flags
+
+
+cdef enum:
+    KEY_WORDS = 8
+    MAX_BURST = 256                 # packets classified together
+
+
+cdef struct Packet:                 # PACKET of l2fwd/policy.py
+    uint64_t addr                   # byte offset of the data in the UMEM
+    uint32_t length                 # bytes
+    uint32_t zero
+    packet_key key
+
+
+cdef struct MaskTable:              # open addressing; a slot is a head, then the masked words
+    uint64_t mask[KEY_WORDS]
+    uint32_t words[KEY_WORDS]       # which words of the key the mask lets through
+    uint32_t word_count
+    uint32_t best_rank
+    uint64_t* slots
+    uint64_t slot_mask              # slots - 1
+
+
+cdef struct Table:
+    MaskTable masks[MAX_MASKS]      # ascending by best rank
+    uint32_t mask_count
+    uint32_t action_count
+    rule_action* actions
+    rule_action miss                # of what no rule takes
+    uint64_t seed
+    packet_key flow_mask            # what a learned flow is told by
+    uint16_t flow_slot
+
+
+cdef void parse_packet(const uint8_t* data, uint32_t length, uint32_t in_ifindex,
+                       packet_key* key) noexcept nogil
+cdef void classify(const Table* table, const Packet* packets, uint32_t count,
+                   const rule_action** found) noexcept nogil
+cdef bint ttl_allows(const uint8_t* data, const packet_key* key) noexcept nogil
+cdef bint change_packet(const FramePool* pool, xdp_desc* desc, const packet_key* key,
+                        const rule_action* action) noexcept nogil
+cdef uint64_t hash_key(uint64_t seed, const packet_key* key) noexcept nogil
+
+
+cdef class Classifier:
+    cdef Table table
+    cdef void _allocate(self, uint32_t place, uint32_t count) except *
+    cdef void _insert(self, uint32_t place, const uint8_t* key, uint32_t index) noexcept
