@@ -56,9 +56,15 @@ cdef struct PortCounters:           # one writer: the worker's thread.  Monotoni
     uint64_t tx_packets             # put on the TX ring
     uint64_t tx_bytes
     uint64_t rx_invalid_drops       # descriptor out of bounds; its frame is lost
+    uint64_t rx_rule_drops          # a rule, a policy or the miss policy said so
+    uint64_t rx_change_drops        # no room in the frame for what the rule adds
+    uint64_t rx_policy_drops        # the policy failed, or its answer is no action
+    uint64_t rx_host_drops          # meant for the host stack, which did not take it
+    uint64_t tx_no_link_drops       # the action names a link that is not a port
     uint64_t tx_full_drops          # no room on the TX ring
     uint64_t tx_busy_drops          # completed by the kernel without being sent (EBUSY)
     uint64_t completion_invalid     # completed address out of bounds; the frame is lost
+    uint64_t host_packets           # given to the host stack
     uint64_t rx_wakeups             # recvfrom calls
     uint64_t tx_wakeups             # sendto calls
     uint64_t tx_again               # sendto said EAGAIN: completions or driver queue full

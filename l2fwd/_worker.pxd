@@ -1,6 +1,8 @@
-# The forwarding loop: one thread, two ports, one UMEM.
+# The forwarding loop: one thread, its ports, one UMEM.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from l2fwd._classify cimport Table
+from l2fwd._decide cimport MAX_PORTS, Decider, Decision, host_function
 from l2fwd._rings cimport Port, PortState
 
 
@@ -15,29 +17,44 @@ cdef struct Rewrite:
     uint8_t dst_mac[6]
 
 
+cdef struct Progress:               # of one port: what it received and all of it has left
+    uint64_t* done                  # shared with the kernel; NULL if nothing is learned
+    uint64_t seen                   # number of the last packet received
+    uint64_t pending                # number to tell once the targets are met; 0 if none
+    uint64_t targets[MAX_PORTS]     # packets that each port must have completed by then
+
+
 cdef struct WorkerState:
-    PortState* left
-    PortState* right
-    Rewrite rightward               # applied to packets from left to right
+    PortState* ports[MAX_PORTS]     # a pair, or with a decider as many as there are links
+    uint32_t port_count
+    Rewrite rightward               # applied to packets from the first port to the second
     Rewrite leftward
     bint both_ways
     bint busy_poll                  # spin instead of sleeping in poll()
     uint32_t batch_size             # packets
     uint32_t stop                   # StopRequest, set by another thread
+    uint32_t epoch                  # odd within a turn
     PortState* failed               # the port whose socket died
     uint64_t turns
     uint64_t sleeps                 # poll calls
+    Decision* decision              # NULL: the pair forwards all to each other
+    Table* table                    # the rules of this turn
+    host_function give_back
+    int host_fd                     # program that gives packets to the host
+    bint is_generic[MAX_PORTS]
+    Progress progress[MAX_PORTS]
 
 
 cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewrite,
                             uint32_t batch_size) noexcept nogil
+cdef uint32_t decide_burst(WorkerState* worker, uint32_t place) noexcept nogil
 cdef int kick_tx(PortState* port) noexcept nogil
 cdef int run_worker(WorkerState* worker) noexcept nogil
 
 
 cdef class Worker:
     cdef WorkerState state
-    cdef readonly Port left
-    cdef readonly Port right
+    cdef readonly tuple ports
+    cdef readonly Decider decider
     cdef int _begin(self) except -1
     cdef int _end(self, int error) except -1

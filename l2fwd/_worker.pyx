@@ -1,22 +1,29 @@
-"""The life of a packet: received on one port, sent on the other, its frame recycled.
+"""The life of a packet: received on one port, sent on another, its frame recycled.
 
-``forward_burst`` is the whole data path; ``run_worker`` calls it both ways until it is
-stopped, sleeping while there is nothing to do.  No Python, no allocation, no lock, and at
-most one system call per batch in here.
+``forward_burst`` is the whole data path of a plain pair of ports, ``decide_burst`` the same with
+rules; ``run_worker`` calls one of them for each port until it is stopped, sleeping while there
+is nothing to do.  No Python but a user's policy, no allocation, no lock, and at most one system
+call per batch and port in here.
 """
 
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, ENOMEM
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
+from posix.unistd cimport usleep
 
+from l2fwd._classify cimport (
+    CHANGE_DEC_TTL, MAX_BURST, VERDICT_DROP, VERDICT_OUT, VERDICT_PASS, Classifier, Packet, Table,
+    change_packet, parse_packet, rule_action, ttl_allows,
+)
+from l2fwd._decide cimport MAX_PORTS, Decider, Decision, decide, host_function, learn, port_of
 from l2fwd._rings cimport (
     PLACE_LOST, PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState,
     ProducerRing, frame_move, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek,
     ring_pending, ring_release, ring_reserve, ring_submit, rx_slot, tx_slot,
 )
 from l2fwd._xdp cimport (
-    POLLIN, RELAXED, SO_ERROR, SOL_SOCKET, atomic_load, atomic_store, getsockopt, poll, pollfd,
-    unlikely, xdp_desc,
+    IN_ORDER, POLLIN, RELAXED, RELEASE, SO_ERROR, SOL_SOCKET, atomic_load, atomic_load_ptr,
+    atomic_store, atomic_store_64, atomic_store_ptr, getsockopt, poll, pollfd, unlikely, xdp_desc,
 )
 
 from l2fwd.errors import ConfigError, kernel_error
@@ -26,6 +33,7 @@ cdef enum:
     IDLE_MS = 100                   # bound of one sleep; a stop request waits no longer
     UNSETTLED_MS = 5                # the same while packets wait to be sent or completed
     MAX_USELESS_KICKS = 4           # sendto calls of one turn that moved nothing
+    SWAP_POLL_US = 20
     MAX_DRAIN_SLEEPS = 40           # of UNSETTLED_MS: how long a stopping worker waits
 
 
@@ -119,6 +127,135 @@ cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewri
     return received
 
 
+cdef uint32_t take_burst(WorkerState* worker, uint32_t place, xdp_desc* descs) noexcept nogil:
+    """Receive up to a burst and read what it shows to the rules; return how many are usable."""
+    cdef PortState* src = worker.ports[place]
+    cdef Decision* decision = worker.decision
+    cdef Packet* packet
+    cdef uint32_t first = 0
+    cdef uint32_t usable = 0
+    cdef uint32_t received, i
+    cdef xdp_desc desc
+    # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
+    received = ring_peek(&src.rx, min(worker.batch_size, src.rx_lent, <uint32_t>MAX_BURST), &first)
+    for i in range(received):
+        desc = rx_slot(&src.rx, first + i)[0]
+        if unlikely(not packet_is_usable(src.pool, &desc), 0):
+            lose_frame(src.pool, desc.addr)
+            src.counters.rx_invalid_drops += 1
+            continue
+        frame_move(src.pool, desc.addr, PLACE_RX, PLACE_USER)
+        src.counters.rx_bytes += desc.len
+        packet = &decision.packets[usable]
+        packet.addr, packet.length, packet.zero = desc.addr, desc.len, 0
+        parse_packet(src.pool.data + desc.addr, desc.len, decision.ifindexes[place], &packet.key)
+        descs[usable] = desc
+        usable += 1
+    if usable and worker.progress[place].done != NULL:
+        worker.progress[place].seen = packet_number(src.pool, &descs[usable - 1])
+    ring_release(&src.rx, received)
+    src.rx_lent -= received
+    src.counters.rx_packets += received
+    return usable
+
+
+cdef inline uint64_t packet_number(const FramePool* pool, const xdp_desc* desc) noexcept nogil:
+    """Read what number_packet of kern/flows.h wrote in front of the data."""
+    cdef uint64_t number = 0
+    if desc.addr & (pool.frame_size - 1) >= sizeof(number):
+        memcpy(&number, pool.data + desc.addr - sizeof(number), sizeof(number))
+    return number
+
+
+cdef inline uint32_t verdict_of(const FramePool* pool, const Packet* packet,
+                                const rule_action* action) noexcept nogil:
+    # The last hop: the host stack answers for it.
+    if action.changes & CHANGE_DEC_TTL and not ttl_allows(pool.data + packet.addr, &packet.key):
+        return VERDICT_PASS
+    return action.verdict
+
+
+cdef void give_to_host(WorkerState* worker, uint32_t place, const Packet* packet) noexcept nogil:
+    """Hand a packet to this host's stack, as if it had just been received on the link."""
+    cdef PortState* src = worker.ports[place]
+    cdef uint8_t* data = src.pool.data + packet.addr
+    if worker.give_back != NULL and worker.give_back(
+            worker.host_fd, data, packet.length, packet.key.in_ifindex,
+            worker.is_generic[place]) == 0:
+        src.counters.host_packets += 1
+    else:
+        src.counters.rx_host_drops += 1
+
+
+cdef bint send_packet(PortState* src, PortState* dst, xdp_desc* desc, const Packet* packet,
+                      const rule_action* action, uint32_t* queued) noexcept nogil:
+    """Change a packet and put it on a TX ring, behind the ``queued`` ones; or count the drop."""
+    cdef uint32_t first = 0
+    if ring_reserve(&dst.tx, queued[0] + 1, &first) <= queued[0]:
+        dst.counters.tx_full_drops += 1
+        return False
+    if action.changes and not change_packet(src.pool, desc, &packet.key, action):
+        src.counters.rx_change_drops += 1
+        return False
+    frame_move(src.pool, desc.addr, PLACE_USER, PLACE_TX)
+    tx_slot(&dst.tx, first + queued[0])[0] = desc[0]
+    dst.counters.tx_bytes += desc.len
+    queued[0] += 1
+    return True
+
+
+cdef bint act(WorkerState* worker, uint32_t place, uint32_t i, xdp_desc* desc,
+              uint32_t* queued) noexcept nogil:
+    """Do with packet ``i`` what was decided; False if its frame is free again."""
+    cdef Decision* decision = worker.decision
+    cdef PortState* src = worker.ports[place]
+    cdef const rule_action* action = decision.actions[i]
+    cdef uint32_t verdict = verdict_of(src.pool, &decision.packets[i], action)
+    cdef int out
+    if verdict == VERDICT_OUT:
+        out = port_of(decision, action.out_ifindex)
+        if out >= 0:
+            return send_packet(src, worker.ports[out], desc, &decision.packets[i], action,
+                               &queued[out])
+        src.counters.tx_no_link_drops += 1
+    elif verdict == VERDICT_PASS:
+        give_to_host(worker, place, &decision.packets[i])
+    elif verdict == VERDICT_DROP:
+        src.counters.rx_rule_drops += 1
+    else:
+        src.counters.rx_policy_drops += 1
+    return False
+
+
+cdef uint32_t decide_burst(WorkerState* worker, uint32_t place) noexcept nogil:
+    """Forward a burst by the rules; return how many packets arrived.
+
+    Decided together, learned together, then sent in the order they came.
+    """
+    cdef PortState* src = worker.ports[place]
+    cdef xdp_desc descs[MAX_BURST]
+    cdef uint32_t queued[MAX_PORTS]
+    cdef uint32_t usable, i
+    cdef uint64_t before = src.counters.rx_packets
+    for i in range(worker.port_count):
+        reclaim(worker.ports[i])
+        queued[i] = 0
+    usable = take_burst(worker, place, descs)
+    if usable:
+        decide(worker.decision, worker.table, usable, src.pool.data)
+        if worker.decision.learner.insert != NULL:
+            learn(worker.decision, worker.table, usable)
+    for i in range(usable):
+        if not act(worker, place, i, &descs[i], queued):
+            pool_give(src.pool, descs[i].addr, PLACE_USER)
+    for i in range(worker.port_count):
+        ring_submit(&worker.ports[i].tx, queued[i])
+        worker.ports[i].tx_lent += queued[i]
+        worker.ports[i].counters.tx_packets += queued[i]
+    refill(src)
+    return <uint32_t>(src.counters.rx_packets - before)
+
+
 cdef bint kick_was_useful(PortState* port, int error, uint32_t before) noexcept nogil:
     """Count what ``sendto`` answered; tell whether it took packets off the ring all the same."""
     cdef bint moved = ring_pending(&port.tx.ring) != before
@@ -164,27 +301,81 @@ cdef void kick_rx(PortState* port) noexcept nogil:
         port.kick_rx(port.fd)
 
 
+cdef int kick_all(WorkerState* worker) noexcept nogil:
+    """Have all ports send; return 0, or errno with ``worker.failed`` set."""
+    cdef uint32_t i
+    cdef int error
+    for i in range(worker.port_count):
+        error = kick_tx(worker.ports[i])
+        if unlikely(error != 0, 0):
+            worker.failed = worker.ports[i]
+            return error
+    return 0
+
+
 cdef uint32_t turn(WorkerState* worker, int* error) noexcept nogil:
-    """Serve both directions once; return how many packets arrived."""
-    cdef PortState* left = worker.left
-    cdef PortState* right = worker.right
-    cdef uint32_t moved = forward_burst(left, right, &worker.rightward, worker.batch_size)
-    error[0] = kick_tx(right)
-    if unlikely(error[0] != 0, 0):
-        worker.failed = right
-        return moved
-    if worker.both_ways:
-        moved += forward_burst(right, left, &worker.leftward, worker.batch_size)
-        error[0] = kick_tx(left)
-        if unlikely(error[0] != 0, 0):
-            worker.failed = left
+    """Serve every port once; return how many packets arrived."""
+    cdef uint32_t moved = 0
+    cdef uint32_t i
     worker.turns += 1
+    if worker.decision != NULL:
+        return turn_with_rules(worker, error)
+    for i in range(1 + worker.both_ways):
+        moved += forward_burst(worker.ports[i], worker.ports[1 - i],
+                               &worker.leftward if i else &worker.rightward, worker.batch_size)
+        error[0] = kick_tx(worker.ports[1 - i])
+        if unlikely(error[0] != 0, 0):
+            worker.failed = worker.ports[1 - i]
+            break
     return moved
 
 
-cdef inline bint is_settled(const PortState* port) noexcept nogil:
-    """Tell whether the port waits for nothing but new packets."""
-    return port.tx_lent == 0 and port.rx_lent == port.fill_target
+cdef uint32_t turn_with_rules(WorkerState* worker, int* error) noexcept nogil:
+    cdef uint32_t moved = 0
+    cdef uint32_t i
+    # In order with the load of the table: who sees an even epoch after putting a new table there
+    # knows that the old one is not used any more (Worker.swap).
+    atomic_store(&worker.epoch, worker.epoch + 1, IN_ORDER)
+    worker.table = <Table*>atomic_load_ptr(<void**>&worker.decision.table, IN_ORDER)
+    for i in range(worker.port_count):
+        if worker.ports[i].fill_target and error[0] == 0:
+            moved += decide_burst(worker, i)
+            error[0] = kick_all(worker)
+    for i in range(worker.port_count):
+        tell_progress(worker, &worker.progress[i])
+    atomic_store(&worker.epoch, worker.epoch + 1, RELEASE)
+    return moved
+
+
+cdef void tell_progress(WorkerState* worker, Progress* progress) noexcept nogil:
+    """Tell the kernel up to which packet all have left, so that flows may go over to it."""
+    cdef uint32_t i
+    if progress.done == NULL:
+        return
+    if progress.pending == 0:
+        if progress.seen == progress.done[0]:
+            return
+        progress.pending = progress.seen
+        for i in range(worker.port_count):
+            progress.targets[i] = worker.ports[i].counters.tx_packets
+    for i in range(worker.port_count):
+        if worker.ports[i].counters.tx_completed < progress.targets[i]:
+            reclaim(worker.ports[i])
+        if worker.ports[i].counters.tx_completed < progress.targets[i]:
+            return
+    atomic_store_64(progress.done, progress.pending, RELEASE)
+    progress.pending = 0
+
+
+cdef inline bint is_settled(const WorkerState* worker) noexcept nogil:
+    """Tell whether all ports wait for nothing but new packets."""
+    cdef const PortState* port
+    cdef uint32_t i
+    for i in range(worker.port_count):
+        port = worker.ports[i]
+        if port.tx_lent or port.rx_lent != port.fill_target:
+            return False
+    return True
 
 
 cdef int socket_error(int fd) noexcept nogil:
@@ -198,28 +389,40 @@ cdef int socket_error(int fd) noexcept nogil:
 
 cdef int idle(WorkerState* worker, int timeout_ms) noexcept nogil:
     """Sleep until a packet arrives; return 0, or errno of a socket that died meanwhile."""
-    cdef pollfd fds[2]
-    cdef PortState* ports[2]
-    cdef int i, error
-    ports[0], ports[1] = worker.left, worker.right
-    for i in range(2):
+    cdef pollfd fds[MAX_PORTS]
+    cdef uint32_t i
+    cdef int error
+    cdef int events = 0
+    for i in range(worker.port_count):
         # The frames that TX was holding may be back by now.
-        reclaim(ports[i])
-        refill(ports[i])
-        kick_rx(ports[i])
-        fds[i].fd = ports[i].fd
+        reclaim(worker.ports[i])
+        refill(worker.ports[i])
+        kick_rx(worker.ports[i])
+        fds[i].fd = worker.ports[i].fd
         # Not POLLOUT: a TX ring is nearly always ready, and the sleep would be a spin.
         fds[i].events = POLLIN
         fds[i].revents = 0
     worker.sleeps += 1
-    if poll(fds, 2, timeout_ms) > 0 and not (fds[0].revents | fds[1].revents) & ~POLLIN:
-        return 0
-    for i in range(2):
-        error = socket_error(ports[i].fd)
+    if poll(fds, worker.port_count, timeout_ms) > 0:
+        for i in range(worker.port_count):
+            events |= fds[i].revents
+        if not events & ~POLLIN:
+            return 0
+    for i in range(worker.port_count):
+        error = socket_error(worker.ports[i].fd)
         if error:
-            worker.failed = ports[i]
+            worker.failed = worker.ports[i]
             return error
     return 0
+
+
+cdef uint32_t lent(const WorkerState* worker, bint to_tx) noexcept nogil:
+    """Count the frames that all ports have lent, for RX or for TX."""
+    cdef uint32_t total = 0
+    cdef uint32_t i
+    for i in range(worker.port_count):
+        total += worker.ports[i].tx_lent if to_tx else worker.ports[i].rx_lent
+    return total
 
 
 cdef int drain(WorkerState* worker) noexcept nogil:
@@ -227,16 +430,16 @@ cdef int drain(WorkerState* worker) noexcept nogil:
     cdef int error = 0
     cdef int sleeps = 0
     # Packets still arrive if a program is attached; those beyond what was lent are not ours.
-    cdef uint32_t lent = worker.left.rx_lent + worker.right.rx_lent
+    cdef uint32_t most = lent(worker, False)
     cdef uint32_t drained = 0
-    cdef uint32_t moved
-    while error == 0 and sleeps < MAX_DRAIN_SLEEPS and drained <= lent:
+    cdef uint32_t moved, i
+    while error == 0 and sleeps < MAX_DRAIN_SLEEPS and drained <= most:
         moved = turn(worker, &error)
         drained += moved
         if moved == 0 and error == 0:
-            reclaim(worker.left)
-            reclaim(worker.right)
-            if worker.left.tx_lent + worker.right.tx_lent == 0:
+            for i in range(worker.port_count):
+                reclaim(worker.ports[i])
+            if lent(worker, True) == 0:
                 return 0
             error = idle(worker, UNSETTLED_MS)
             sleeps += 1
@@ -247,15 +450,16 @@ cdef int run_worker(WorkerState* worker) noexcept nogil:
     """Forward until stopped; return 0, or errno with ``worker.failed`` set."""
     cdef int error = 0
     cdef int timeout_ms
+    cdef uint32_t i
     while error == 0 and not atomic_load(&worker.stop, RELAXED):
         if turn(worker, &error) or error:
-            kick_rx(worker.left)
-            kick_rx(worker.right)
+            for i in range(worker.port_count):
+                kick_rx(worker.ports[i])
         else:
             timeout_ms = IDLE_MS
             if worker.busy_poll:
                 timeout_ms = 0
-            elif not (is_settled(worker.left) and is_settled(worker.right)):
+            elif not is_settled(worker):
                 timeout_ms = UNSETTLED_MS
             error = idle(worker, timeout_ms)
     return error or drain(worker)
@@ -272,22 +476,32 @@ cdef int set_rewrite(Rewrite* rewrite, bytes dst_mac, bint swap_mac) except -1:
 
 
 cdef class Worker:
-    """Forwards between two ports that share a frame pool.
+    """Forwards between ports that share a frame pool.
 
     Parameters
     ----------
-    left, right : Port
-        Of one ``Pool``.  The worker's thread is the only user of both while it runs.
+    *ports : Port
+        Of one ``Pool``: two that forward everything to each other, or with a ``decider`` two to
+        16.  The worker's thread is the only user of them while it runs.
     batch_size : int
-        Packets per burst, at least one.
+        Packets per burst, at least one; with a decider at most 256 are taken at once.
     both_ways : bool
-        False: from ``left`` to ``right`` only.
+        False: from the first port to the second only.  Without a decider.
     busy_poll : bool
         True: never sleep.
     dst_mac : bytes or None
-        Six bytes, written to every packet sent on ``right``.
+        Six bytes, written to every packet sent on the second port.  Without a decider.
     swap_mac : bool
-        Swap source and destination MAC, in both directions.
+        Swap source and destination MAC, in both directions.  Without a decider.
+    decider : Decider, optional
+        Says what becomes of each packet; its ``ifindexes`` are those of ``ports``.
+    progress : sequence of int
+        By port: address of the uint64 that tells the kernel which packets have left; 0 for none.
+    give_back, host_fd : int
+        Address of the function that gives a packet to the host stack, and the program it runs;
+        without it such packets are dropped and counted.
+    is_generic : sequence of bool
+        By port: whether its link runs generic XDP (skb mode).
 
     Raises
     ------
@@ -295,27 +509,40 @@ cdef class Worker:
         If the ports have different pools, or a size is wrong.
     """
 
-    def __cinit__(self, Port left not None, Port right not None, *, uint32_t batch_size=64,
-                  bint both_ways=True, bint busy_poll=False, bytes dst_mac=None,
-                  bint swap_mac=False):
-        if left is right:
-            raise ConfigError("a worker needs two different ports")
-        if left.pool is not right.pool:
-            raise ConfigError("both ports of a worker must share one frame pool")
+    def __cinit__(self, *ports, uint32_t batch_size=64, bint both_ways=True,
+                  bint busy_poll=False, bytes dst_mac=None, bint swap_mac=False,
+                  Decider decider=None, progress=(), uintptr_t give_back=0, int host_fd=-1,
+                  is_generic=()):
+        cdef Port port
+        most = 2 if decider is None else MAX_PORTS
+        if len(set(ports)) != len(ports) or not 2 <= len(ports) <= most:
+            raise ConfigError("a worker needs two different ports, or up to 16 with a decider")
+        if decider is not None and decider.state.port_count != len(ports):
+            raise ConfigError("the decider is made for other ports")
+        self.ports = ports
+        for i, port in enumerate(ports):
+            if port.pool is not self.ports[0].pool:
+                raise ConfigError("all ports of a worker must share one frame pool")
+            self.state.ports[i] = &port.state
         if batch_size < 1:
             raise ConfigError("batch_size must be at least 1")
-        self.left = left
-        self.right = right
-        self.state.left = &left.state
-        self.state.right = &right.state
+        self.state.port_count = len(ports)
         self.state.batch_size = batch_size
         self.state.both_ways = both_ways
         self.state.busy_poll = busy_poll
         set_rewrite(&self.state.rightward, dst_mac, swap_mac)
         set_rewrite(&self.state.leftward, None, swap_mac)
+        self.decider = decider
+        self.state.decision = &decider.state if decider is not None else NULL
+        self.state.give_back = <host_function>give_back
+        self.state.host_fd = host_fd
+        for i, address in enumerate(progress):
+            self.state.progress[i].done = <uint64_t*><uintptr_t>address
+        for i, generic in enumerate(is_generic):
+            self.state.is_generic[i] = generic
 
     def run(self):
-        """Forward until ``stop``.  Releases the GIL for the whole run.
+        """Forward until ``stop``.  Releases the GIL for the whole run, but for a policy in Python.
 
         Raises
         ------
@@ -331,7 +558,7 @@ cdef class Worker:
         self._end(error)
 
     def turn(self):
-        """Serve both directions once, without sleeping; return the packets that arrived.
+        """Serve every port once, without sleeping; return the packets that arrived.
 
         Raises
         ------
@@ -346,6 +573,26 @@ cdef class Worker:
         self._end(error)
         return moved
 
+    def swap(self, Classifier classifier not None):
+        """Put other rules in force; return once the worker cannot be in the old ones any more.
+
+        Callable from any other thread.
+
+        Raises
+        ------
+        ConfigError
+            If the worker has no decider.
+        """
+        if self.decider is None:
+            raise ConfigError("a worker without a decider has no rules")
+        cdef uint32_t epoch
+        atomic_store_ptr(<void**>&self.decider.state.table, &classifier.table, IN_ORDER)
+        epoch = atomic_load(&self.state.epoch, IN_ORDER)
+        with nogil:
+            while epoch & 1 and atomic_load(&self.state.epoch, IN_ORDER) == epoch:
+                usleep(SWAP_POLL_US)
+        self.decider.classifier = classifier
+
     def stop(self):
         """Ask ``run`` to drain and return.  Callable from any thread; does not wait."""
         atomic_store(&self.state.stop, 1, RELAXED)
@@ -353,9 +600,11 @@ cdef class Worker:
     @property
     def failed(self):
         """Name of the port whose socket died, or None."""
-        if self.state.failed == NULL:
-            return None
-        return self.left.name if self.state.failed == self.state.left else self.right.name
+        cdef Port port
+        for port in self.ports:
+            if self.state.failed == &port.state:
+                return port.name
+        return None
 
     @property
     def turns(self):
@@ -371,22 +620,27 @@ cdef class Worker:
             ``pool``, ``fill``, ``kernel_rx``, ``rx``, ``tx``, ``kernel_tx``, ``completion``,
             ``lost``.  Exact while the worker does not run.
         """
-        places = {"pool": self.left.pool.free_count}
-        for port in (self.left, self.right):
+        pool = self.ports[0].pool
+        places = {"pool": pool.free_count}
+        for port in self.ports:
             for place, count in port.frames().items():
                 places[place] = places.get(place, 0) + count
-        places["lost"] = self.left.pool.lost_count
+        places["lost"] = pool.lost_count
         return places
 
     cdef int _begin(self) except -1:
-        """Claim both ports: one thread drives a socket, always."""
-        self.left._require_idle()
-        self.right._require_idle()
-        self.left.is_used = self.right.is_used = True
+        """Claim all ports: one thread drives a socket, always."""
+        cdef Port port
+        for port in self.ports:
+            port._require_idle()
+        for port in self.ports:
+            port.is_used = True
         return 0
 
     cdef int _end(self, int error) except -1:
-        self.left.is_used = self.right.is_used = False
+        cdef Port port
+        for port in self.ports:
+            port.is_used = False
         if error:
             raise kernel_error(error, "forward on", self.failed or "AF_XDP socket")
         return 0

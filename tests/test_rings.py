@@ -37,7 +37,7 @@ def desc(addr, length=60, options=0):
 
 def assert_every_frame_is_accounted_for(worker):
     frames = worker.frames()
-    assert sum(frames.values()) == worker.left.pool.frame_count, frames
+    assert sum(frames.values()) == worker.ports[0].pool.frame_count, frames
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 64])

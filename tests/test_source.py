@@ -19,7 +19,7 @@ LAYERS = (
     {"rules"},
     {"rule_keys", "config"},
     {"rule_table"},
-    {"_rings", "_classify", "_worker"},
+    {"_rings", "_classify", "_decide", "_worker"},
     {"link", "ethtool", "netdev", "bpf", "_bpf"},
     {"rule_maps", "xsk"},
     {"datapath"},
@@ -30,6 +30,10 @@ LAYERS = (
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 WITHIN_A_LAYER = {
     ("_worker", "_rings"),
+    ("_worker", "_classify"),
+    ("_worker", "_decide"),
+    ("_decide", "_classify"),
+    ("_classify", "_rings"),
     ("link", "ethtool"),
     ("bpf", "_bpf"),
     ("lab", "lab_traffic"),
