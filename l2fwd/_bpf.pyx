@@ -6,7 +6,7 @@ Thin: one C object, one class; one C call, one method.  A failing call raises
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport ENODEV, ENOENT, errno
-from libc.stdint cimport uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.string cimport memset
 
 from l2fwd._libxdp cimport (
@@ -14,7 +14,7 @@ from l2fwd._libxdp cimport (
     bpf_link_create_opts, bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id,
     bpf_link_info, bpf_map, bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd,
     bpf_map__set_ifindex, bpf_map__set_max_entries, bpf_map__value_size, bpf_map_delete_elem,
-    bpf_map_lookup_elem, bpf_map_update_elem, bpf_obj_get_info_by_fd, bpf_object,
+    bpf_map_lookup_batch, bpf_map_lookup_elem, bpf_map_update_batch, bpf_map_update_elem, bpf_obj_get_info_by_fd, bpf_object,
     bpf_object__close, bpf_object__find_map_by_name, bpf_object__find_program_by_name,
     bpf_object__load, bpf_object__next_map, bpf_object__open_file, bpf_prog_get_fd_by_id,
     bpf_prog_info, bpf_prog_test_run_opts, bpf_program, bpf_program__fd,
@@ -99,6 +99,11 @@ cdef extern from * nogil:
     """
     void l2fwd_log_to(void (*log_line)(int level, const char* text) noexcept nogil)
 
+
+cdef enum:
+    ITEMS_AT_ONCE = 4096
+    GENERIC_META_BYTES = 8
+    BPF_F_TEST_XDP_LIVE_FRAMES = 1 << 1
 
 _logger = logging.getLogger("l2fwd.libbpf")
 
@@ -255,6 +260,14 @@ cdef class BpfObject:
             for i in range(keys.shape[0] // key_size):
                 bpf_map_delete_elem(fd, &keys[i * key_size])
 
+    def items(self, str map_name):
+        """Return all keys and all values of a hash: two bytes objects, one after the other.
+
+        What comes or goes meanwhile may be in it or not.
+        """
+        cdef bpf_map* found = self._map(map_name)
+        return map_items(bpf_map__fd(found), bpf_map__key_size(found), bpf_map__value_size(found))
+
     def clear(self, str map_name, uint32_t key):
         """Delete ``key``; a key that is not there is fine (its socket closed before us)."""
         if bpf_map_delete_elem(self.map_fd(map_name), &key) < 0 and errno != ENOENT:
@@ -294,6 +307,64 @@ cdef class BpfObject:
         if found == NULL:
             raise kernel_error(ENOENT, "find map", f"{name} of {self.name}")
         return found
+
+
+def map_items(int fd, size_t key_size, size_t value_size):
+    """Return all keys and all values of a hash, as ``BpfObject.items``."""
+    cdef uint32_t cursor = 0
+    cdef uint32_t count
+    cdef int error = 0
+    cdef bint is_first = True
+    keys, values = [], []
+    cdef unsigned char[::1] key_room = bytearray(ITEMS_AT_ONCE * key_size)
+    cdef unsigned char[::1] value_room = bytearray(ITEMS_AT_ONCE * value_size)
+    while error == 0:
+        count = ITEMS_AT_ONCE
+        with nogil:
+            error = -bpf_map_lookup_batch(fd, NULL if is_first else &cursor, &cursor,
+                                          &key_room[0], &value_room[0], &count, NULL)
+        if error and error != ENOENT:       # ENOENT: that was the last of them
+            raise kernel_error(error, "read map", f"fd {fd}")
+        is_first = False
+        keys.append(bytes(key_room[:count * key_size]))
+        values.append(bytes(value_room[:count * value_size]))
+    return b"".join(keys), b"".join(values)
+
+
+# Called by a worker, through their addresses, without the GIL.
+
+cdef int insert_flows(int fd, const void* keys, const void* values,
+                      uint32_t* count) noexcept nogil:
+    """Insert ``count`` flows; it tells how many were, and the result is 0 or -errno."""
+    return bpf_map_update_batch(fd, keys, values, count, NULL)
+
+
+cdef int give_to_host(int fd, uint8_t* data, uint32_t length, uint32_t ifindex,
+                      bint is_generic) noexcept nogil:
+    """Have the host stack receive a packet on a link: a live frame that the program passes.
+
+    Eight bytes in front of ``data`` are metadata where the link runs generic XDP.
+    """
+    cdef bpf_test_run_opts opts
+    cdef uint32_t context[6]            # struct xdp_md
+    cdef uint32_t meta = GENERIC_META_BYTES if is_generic else 0
+    memset(context, 0, sizeof(context))
+    context[0] = meta                   # data
+    context[1] = meta + length          # data_end
+    context[3] = ifindex
+    memset(&opts, 0, sizeof(opts))
+    opts.sz = sizeof(opts)
+    opts.repeat = 1
+    opts.flags = BPF_F_TEST_XDP_LIVE_FRAMES
+    opts.data_in = data - meta
+    opts.data_size_in = meta + length
+    opts.ctx_in = context
+    opts.ctx_size_in = sizeof(context)
+    return bpf_prog_test_run_opts(fd, &opts)
+
+
+INSERT_FLOWS = <uintptr_t>&insert_flows
+GIVE_TO_HOST = <uintptr_t>&give_to_host
 
 
 cdef int run_program(int program_fd, bpf_test_run_opts* opts, const unsigned char[:] packet,

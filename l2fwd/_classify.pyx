@@ -481,3 +481,7 @@ cdef class Classifier:
     def actions(self):
         """Return all actions: bytes, struct rule_action one after the other."""
         return (<const uint8_t*>self.table.actions)[:self.table.action_count * ACTION.size]
+
+    def miss(self):
+        """Return the action of what no rule takes: bytes, one struct rule_action."""
+        return (<const uint8_t*>&self.table.miss)[:ACTION.size]

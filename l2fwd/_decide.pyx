@@ -232,6 +232,11 @@ cdef class Decider:
         """Where it answers: uint8, shape (256, 32), ``policy.ACTION`` a row."""
         return <uint8_t[:MAX_BURST, :sizeof(rule_action)]><uint8_t*>self.state.policy.actions
 
+    @property
+    def rules(self):
+        """Rule ids that hits are counted for."""
+        return self.state.rules
+
     def hits(self, uint32_t rule):
         """Return packets and bytes that a rule has taken."""
         if rule >= self.state.rules:

@@ -47,7 +47,14 @@ cdef extern from "bpf/bpf.h" nogil:
     int bpf_obj_get_info_by_fd(int fd, void* info, uint32_t* length)
     int bpf_map_update_elem(int fd, const void* key, const void* value, uint64_t flags)
     int bpf_map_delete_elem(int fd, const void* key)
+    struct bpf_map_batch_opts:
+        pass
+
+    int bpf_map_lookup_batch(int fd, void* in_batch, void* out_batch, void* keys, void* values,
+                             uint32_t* count, const bpf_map_batch_opts* opts)
     int bpf_map_lookup_elem(int fd, const void* key, void* value)
+    int bpf_map_update_batch(int fd, const void* keys, const void* values, uint32_t* count,
+                             const bpf_map_batch_opts* opts)
     int bpf_prog_test_run_opts(int program, bpf_test_run_opts* opts)
 
 

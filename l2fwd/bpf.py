@@ -29,6 +29,10 @@ from l2fwd.abi import (
 from l2fwd.config import AttachMode
 from l2fwd.errors import KernelError, RunError, UnsupportedError
 
+# Addresses of C functions, for a worker.
+INSERT_FLOWS: Final = _bpf.INSERT_FLOWS
+GIVE_TO_HOST: Final = _bpf.GIVE_TO_HOST
+
 # mode -> flags of bpf_link_create, enum xdp_attach_mode of libxdp
 _MODES: Final = {
     AttachMode.NATIVE: (XDP_FLAGS_DRV_MODE, 1),
@@ -308,6 +312,13 @@ class Program:
     def delete(self, map_name: str, keys: Iterable[bytes]) -> None:
         """Delete keys of a map; those that are not there are fine."""
         self._object.delete(map_name, b"".join(keys))
+
+    def items(self, map_name: str) -> tuple[bytes, bytes]:
+        """Return all keys, and all values, of a hash: one after the other."""
+        return self._object.items(map_name)
+
+    def map_fd(self, map_name: str) -> int:
+        return self._object.map_fd(map_name)
 
     def sums(self, map_name: str, key: int, fields: int) -> list[int]:
         """Read a per-CPU value of ``fields`` u64, summed over CPUs."""

@@ -13,14 +13,17 @@ from l2fwd.abi import (
     XDP_PACKET_HEADROOM,
 )
 from l2fwd.errors import ConfigError
+from l2fwd.policy import Policy
 from l2fwd.rules import RuleTable
 from l2fwd.words import check_ifname
 
 FRAME_SIZES: Final = (2048, 4096)
 DEFAULT_RING_SIZE: Final = 2048
 DEFAULT_BATCH_SIZE: Final = 64
-DATA_PATHS: Final = ("afxdp", "redirect")
-MISS_POLICIES: Final = ("pass", "drop")
+DATA_PATHS: Final = ("afxdp", "redirect", "hybrid")
+MISS_POLICIES: Final = ("pass", "drop", "user")
+MAX_LINKS: Final = 16  # MAX_PORTS in _decide.pxd
+MAX_FLOWS: Final = 1 << 24
 MAX_FRAME_COUNT: Final = 1 << 24  # 64 GiB of 4096-byte frames
 
 Choice = TypeVar("Choice", bound=Enum)
@@ -199,6 +202,37 @@ class Rewrite:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlowConfig:
+    """What the data path ``hybrid`` learns.
+
+    Attributes
+    ----------
+    table_size : int
+        Flows that the kernel holds; the one without traffic for longest makes room.
+    timeout : float
+        Seconds without a packet after which a flow is forgotten, 1 to 1,000,000.
+    per_second : int
+        Flows that one worker may insert; beyond that it forwards without learning.
+
+    Raises
+    ------
+    ConfigError
+    """
+
+    table_size: int = 65536
+    timeout: float = 300.0
+    per_second: int = 50_000
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.table_size <= MAX_FLOWS:
+            raise ConfigError(f"flow-table-size must be in [1, {MAX_FLOWS}], got {self.table_size}")
+        if not 1 <= self.timeout <= 1e6:
+            raise ConfigError(f"flow-timeout must be in [1, 1000000] seconds, got {self.timeout}")
+        if not 1 <= self.per_second <= 10_000_000:
+            raise ConfigError(f"flow-rate must be in [1, 10000000], got {self.per_second}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardConfig:
     """A forwarding job between two links.
 
@@ -230,9 +264,14 @@ class ForwardConfig:
     rules : RuleTable
         Empty: every packet goes from each link to the other one.
     miss : str
-        What happens to packets that no rule takes: ``pass`` (host stack) or ``drop``.
+        What happens to packets that no rule takes: ``pass`` (host stack), ``drop``, or ``user``:
+        the policy decides.
     data_path : str
-        ``afxdp`` or ``redirect``.
+        ``afxdp``, ``redirect`` or ``hybrid``.
+    policy : Policy, optional
+        Decides about packets of rules ``-> user``, and what no rule takes with ``miss`` user.
+    flows : FlowConfig
+        Of ``hybrid``.
 
     Raises
     ------
@@ -256,24 +295,15 @@ class ForwardConfig:
     rules: RuleTable = field(default_factory=RuleTable)
     miss: str = "pass"
     data_path: str = "afxdp"
+    policy: Policy | None = None
+    flows: FlowConfig = field(default_factory=FlowConfig)
 
     def __post_init__(self) -> None:
         check_ifname(self.in_link)
         check_ifname(self.out_link)
         if self.in_link == self.out_link:
             raise ConfigError(f"in and out are the same link, {self.in_link}; name two links")
-        if self.data_path not in DATA_PATHS:
-            raise ConfigError(
-                f"data-path must be {' or '.join(DATA_PATHS)}, got {self.data_path!r}"
-            )
-        if self.data_path == "afxdp" and (len(self.rules) or self.miss != "pass"):
-            raise ConfigError("rules and a miss policy need --data-path redirect")
-        if self.data_path == "redirect" and self.chain:
-            raise ConfigError("chain needs --data-path afxdp: rules are loaded before attaching")
-        if len(self.rules) and self.rewrite != Rewrite():
-            raise ConfigError("with rules, rewriting is theirs: use set_dst_mac or swap_mac there")
-        if self.miss not in MISS_POLICIES:
-            raise ConfigError(f"miss must be {' or '.join(MISS_POLICIES)}, got {self.miss!r}")
+        self._check_rules()
         if not 1 <= self.batch_size <= self.socket.ring_size:
             raise ConfigError(
                 f"batch-size must be in [1, ring-size {self.socket.ring_size}], "
@@ -284,7 +314,47 @@ class ForwardConfig:
                 f"cpus names {len(self.cpus)} CPUs for {len(self.queues)} queues; name one each"
             )
 
+    def _check_rules(self) -> None:
+        if self.data_path not in DATA_PATHS:
+            raise ConfigError(
+                f"data-path must be {', '.join(DATA_PATHS[:-1])} or {DATA_PATHS[-1]}, "
+                f"got {self.data_path!r}"
+            )
+        if self.miss not in MISS_POLICIES:
+            raise ConfigError(f"miss must be {', '.join(MISS_POLICIES)}, got {self.miss!r}")
+        if self.uses_rules and self.chain:
+            raise ConfigError("chain forwards all of a pair: it goes with afxdp without rules only")
+        if len(self.rules) and self.rewrite != Rewrite():
+            raise ConfigError("with rules, rewriting is theirs: use set_dst_mac or swap_mac there")
+        if len(self.links) > MAX_LINKS:
+            raise ConfigError(f"the rules name {len(self.links)} links, {MAX_LINKS} are possible")
+        self.check_policy(self.rules)
+
+    def check_policy(self, rules: RuleTable) -> None:
+        """Refuse ``user`` where nobody would decide.
+
+        Raises
+        ------
+        ConfigError
+        """
+        asked = next((f"'{rule}'" for rule in rules if rule.action.kind == "user"), "")
+        asked = asked or ("miss user" if self.miss == "user" else "")
+        if asked and self.data_path == "redirect":
+            raise ConfigError(f"{asked}: user needs a policy to decide; redirect has none")
+        if asked and self.policy is None:
+            raise ConfigError(f"{asked}: user needs a policy to decide; name one with --policy")
+
+    @property
+    def uses_rules(self) -> bool:
+        """Whether packets are told apart, or all of a pair are forwarded alike."""
+        return self.data_path != "afxdp" or len(self.rules) > 0 or self.miss != "pass"
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Every link of the job, in and out first."""
+        return tuple(dict.fromkeys((self.in_link, self.out_link, *self.rules.links())))
+
     @property
     def fill_target(self) -> int:
         """Frames kept lent for RX on each port; the rest of the UMEM is left for TX."""
-        return max(1, min(self.socket.ring_size, self.umem.frame_count // 4))
+        return max(1, min(self.socket.ring_size, self.umem.frame_count // (2 * len(self.links))))

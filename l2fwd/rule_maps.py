@@ -46,8 +46,10 @@ class RuleMaps:
         self._used: set[int] = set()
         self._before: dict[int, list[int]] = {}  # what an id counted for earlier rules
 
-    def apply(self, rules: Sequence[Rule], ifindexes: Mapping[str, int], miss: str) -> None:
-        """Put a new table in force, whole; or raise, and leave the old one.
+    def apply(
+        self, rules: Sequence[Rule], ifindexes: Mapping[str, int], miss: str
+    ) -> CompiledRules:
+        """Put a new table in force, whole, and return it; or raise, and leave the old one.
 
         Parameters
         ----------
@@ -55,7 +57,7 @@ class RuleMaps:
             In order of precedence.
         ifindexes : mapping of str to int
         miss : str
-            ``pass``, ``drop``: what happens to packets that no rule takes.
+            ``pass``, ``drop``, ``user``: what happens to packets that no rule takes.
 
         Raises
         ------
@@ -73,6 +75,11 @@ class RuleMaps:
         self._program.delete("rules", old)
         self._ids = ids
         self._used.update(ids.values())
+        return compiled
+
+    def ids(self) -> dict[Rule, int]:
+        """Return where each rule counts its hits."""
+        return dict(self._ids)
 
     def _assign(self, rules: Sequence[Rule]) -> dict[Rule, int]:
         """Give each rule an id; one that was there keeps its own, and so its hits."""

@@ -15,8 +15,10 @@ DROP_REASONS: Final = {
     "tx_busy_drops": "the driver refused it: carrier lost, or over the MTU",
     "tx_invalid_drops": "the kernel refused the descriptor",
     "tx_abandoned_drops": "queued, but its socket died first",
-    "rx_rule_drops": "a rule or the miss policy said so",
+    "rx_rule_drops": "a rule, a policy or the miss policy said so",
     "rx_change_drops": "could not be changed as its rule says",
+    "rx_policy_drops": "the policy failed, or gave no possible answer",
+    "rx_host_drops": "meant for the host stack, which did not take it",
     "tx_no_link_drops": "its rule names a link that is not there now",
     "tx_mtu_drops": "longer than the other link takes",
 }
@@ -26,9 +28,12 @@ _NEVER_SENT: Final = (
     "tx_full_drops",
     "rx_rule_drops",
     "rx_change_drops",
+    "rx_policy_drops",
+    "rx_host_drops",
     "tx_no_link_drops",
     "tx_mtu_drops",
 )
+KERNEL_QUEUE: Final = -1  # of a sample: what a program forwarded by itself
 
 
 @dataclass(slots=True)
@@ -77,12 +82,16 @@ def add(into: dict[str, int], more: dict[str, int]) -> None:
 
 @dataclass(slots=True)
 class Snapshot:
-    """All ports at one moment (seconds, monotonic clock), and the frame ledger."""
+    """All ports at one moment (seconds, monotonic clock), and the frame ledger.
+
+    ``flows``: of the data path ``hybrid``, how many there are, and what became of new ones.
+    """
 
     time: float
     ports: list[PortSample]
     frames: dict[str, int] = field(default_factory=dict)
     frame_count: int = 0
+    flows: dict[str, int] = field(default_factory=dict)
 
     def total(self, counter: str) -> int:
         return sum(port.counters.get(counter, 0) for port in self.ports)
@@ -110,12 +119,18 @@ class Snapshot:
         return self.total("tx_completed") - self.dropped("tx_busy_drops", "tx_invalid_drops")
 
     @property
+    def slow_path(self) -> int:
+        """Packets that went through user space."""
+        return sum(p.counters.get("rx_packets", 0) for p in self.ports if p.queue != KERNEL_QUEUE)
+
+    @property
     def unaccounted(self) -> int:
         """Packets received that are neither sent, dropped nor in flight, plus missing frames.
 
         Zero, always.  Exact once the workers have stopped.
         """
-        handled = self.total("tx_packets") + self.dropped(*_NEVER_SENT)
+        handled = self.total("tx_packets") + self.total("host_packets")
+        handled += self.dropped(*_NEVER_SENT)
         missing_frames = self.frame_count - sum(self.frames.values())
         return abs(self.total("rx_packets") - handled) + abs(missing_frames)
 
@@ -126,8 +141,10 @@ class Snapshot:
             "tx_packets": self.total("tx_packets"),
             "tx_bytes": self.total("tx_bytes"),
             "forwarded": self.forwarded,
+            "slow_path": self.slow_path,
             "in_flight": self.in_flight,
             "drops": self.drops,
+            **({"flows": self.flows} if self.flows else {}),
             "ports": [port.as_dict() for port in self.ports],
         }
 

@@ -141,7 +141,7 @@ def test_a_pair_that_cannot_be_opened_again_is_tried_again(bed, forward, monkeyp
     with link.in_netns(bed.fwd):
         path = AfxdpPath(ForwardConfig(in_link="f0", out_link="f1"), events.append)
         path.start()
-        path._down(path.pairs, "by the test")
+        path._down(path.workers, "by the test")
         real, calls = Program.set_socket, []
 
         def fail_once(self, *arguments):
@@ -155,7 +155,7 @@ def test_a_pair_that_cannot_be_opened_again_is_tried_again(bed, forward, monkeyp
         for _ in range(40):
             path.watch()
             if len(calls) > len(open_after):
-                open_after.append(path.pairs[0].is_open)
+                open_after.append(path.workers[0].is_open)
             if {"event": "port_up", "queue": 0} in events:
                 break
             time.sleep(0.1)

@@ -16,7 +16,7 @@ from l2fwd import link
 from l2fwd.bpf import Attachment, describe_attached
 from l2fwd.config import ForwardConfig, SocketConfig, UmemConfig
 from l2fwd.datapath.afxdp import AfxdpPath
-from l2fwd.datapath.queue_pair import QueuePair
+from l2fwd.datapath.queue_worker import QueueWorker
 from l2fwd.xsk import XdpSocket
 
 pytestmark = pytest.mark.privileged
@@ -88,9 +88,9 @@ def test_all_workers_are_asked_to_stop_before_any_is_waited_for(make_bed, monkey
     """S1: each may sleep a while before it looks; in turn, many queues would take seconds."""
     order = []
     for name in ("ask_to_stop", "stop"):
-        real = getattr(QueuePair, name)
+        real = getattr(QueueWorker, name)
         monkeypatch.setattr(
-            QueuePair, name, lambda self, real=real, name=name: (order.append(name), real(self))
+            QueueWorker, name, lambda self, real=real, name=name: (order.append(name), real(self))
         )
     with link.in_netns(make_bed(queues=4).fwd):
         path = AfxdpPath(ForwardConfig(in_link="f0", out_link="f1", **SMALL), lambda event: None)

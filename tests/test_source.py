@@ -13,15 +13,17 @@ GENERATED = ROOT / "build" / "cython" / "l2fwd"
 
 # A module imports only from layers above its own; ARCHITECTURE.md says why.
 LAYERS = (
-    {"errors", "abi", "_xdp", "_libxdp"},
+    {"errors", "abi", "records", "_xdp", "_libxdp"},
     {"words"},
     {"rule_words", "packet", "stats"},
     {"rules"},
-    {"rule_keys", "config"},
+    {"rule_keys"},
     {"rule_table"},
+    {"policy"},
+    {"config"},
     {"_rings", "_classify", "_decide", "_worker"},
     {"link", "ethtool", "netdev", "bpf", "_bpf"},
-    {"rule_maps", "xsk"},
+    {"rule_maps", "flow_table", "xsk"},
     {"datapath"},
     {"engine", "check", "control", "metrics", "capture"},
     {"cli", "lab", "lab_traffic", "testing"},

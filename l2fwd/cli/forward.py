@@ -149,18 +149,15 @@ def run(args: argparse.Namespace) -> int:
 
     from l2fwd.check import check_packets
     from l2fwd.cli.output import Printer
-    from l2fwd.datapath import DataPath
-    from l2fwd.datapath.afxdp import AfxdpPath
-    from l2fwd.datapath.redirect import RedirectPath
+    from l2fwd.datapath.choose import make_path
     from l2fwd.engine import Engine, stop_on_signals
 
     with Printer(json=args.json, quiet=args.quiet) as printer:
-        redirect = config.data_path == "redirect"
-        path: DataPath = (RedirectPath if redirect else AfxdpPath)(config, printer)
+        path = make_path(config, printer)
         engine = Engine(path, printer, duration=args.duration, interval=args.interval)
         printer.on_closed = engine.stop
         for name in (config.in_link, config.out_link):
-            for finding in check_packets(name, redirect=redirect):
+            for finding in check_packets(name, redirect=config.data_path == "redirect"):
                 printer({"event": "warning", "message": str(finding)})
         stop_on_signals(engine)
         engine.run()

@@ -1,24 +1,25 @@
 """Data path ``afxdp``: NIC, AF_XDP socket, worker, AF_XDP socket, NIC.
 
-A queue pair whose socket dies is closed, and opened again once both links are there; the
-other pairs go on meanwhile.
+A worker whose socket dies is closed, and opened again once all links are there; the
+other workers go on meanwhile.
 """
 
 import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 from l2fwd import bpf, link
 from l2fwd.config import BindMode, ForwardConfig
 from l2fwd.datapath import Event, Notify
 from l2fwd.datapath.linked import LinkedPath, stop_check
-from l2fwd.datapath.queue_pair import QueuePair
+from l2fwd.datapath.queue_worker import QueueWorker
 from l2fwd.datapath.side import Side
 from l2fwd.errors import ConfigError, RunError
 from l2fwd.netdev import xdp_features
 from l2fwd.stats import Snapshot
-from l2fwd.xsk import XdpSocket
+from l2fwd.xsk import Umem, XdpSocket
 
 
 class AfxdpPath(LinkedPath):
@@ -39,14 +40,14 @@ class AfxdpPath(LinkedPath):
 
     def __init__(self, config: ForwardConfig, notify: Notify) -> None:
         self.config = config
-        sides = (
-            Side(config.in_link, config, _make_program),
-            Side(config.out_link, config, _make_program),
-        )
+        sides = tuple(Side(name, config, self._make_program) for name in config.links)
         super().__init__(sides, notify)
         queues = _choose_queues(config, sides)
         cpus = _choose_cpus(config, len(queues))
-        self.pairs = [QueuePair(sides, q, cpu) for q, cpu in zip(queues, cpus, strict=True)]
+        self.workers = [
+            QueueWorker(sides, q, cpu, self._worker_options)
+            for q, cpu in zip(queues, cpus, strict=True)
+        ]
         self._undo = ExitStack()
         self._final: Snapshot | None = None
 
@@ -56,34 +57,50 @@ class AfxdpPath(LinkedPath):
         with ExitStack() as undo:
             for side in self.sides:
                 undo.callback(side.close)
+            self._prepare(undo)
+            for side in self.sides:
                 self._warn(side.attach())
                 check()
             for side in self.sides:
                 self._wait_for_carrier(side, check)
-            for pair in self.pairs:
-                undo.callback(pair.close)
-                pair.open()
+            for worker in self.workers:
+                undo.callback(worker.close)
+                worker.open()
                 check()
             self._check_obtained()
             # Only now: a packet let in earlier would find no worker.
-            for pair in self.pairs:
-                pair.start()
+            for worker in self.workers:
+                worker.start()
             self._undo = undo.pop_all()
-        sockets = [each for pair in self.pairs for each in pair.describe()]
+        sockets = [each for worker in self.workers for each in worker.describe()]
         return {"sockets": sockets, "links": []}
+
+    def _make_program(self, found: link.Link) -> bpf.Program:
+        return bpf.Program("afxdp", {"sockets": max(found.rx_queue_count, 1)})
+
+    def _prepare(self, undo: ExitStack) -> None:
+        """Make ready what must be in force before a program is attached."""
+
+    def _worker_options(self, of: QueueWorker, umem: Umem) -> dict[str, Any]:
+        """Return what a ``Worker`` is told beside its ports and their geometry."""
+        return {
+            "both_ways": not self.config.one_way,
+            "dst_mac": self.config.rewrite.dst_mac,
+            "swap_mac": self.config.rewrite.swap_mac,
+        }
 
     def _check_obtained(self) -> None:
         for i, side in enumerate(self.sides):
             queues = side.link.rx_queue_count
-            if queues > len(self.pairs) and not (self.config.one_way and i == 1):
+            if queues > len(self.workers) and not (self.config.one_way and i == 1):
                 self._warn(
                     [
-                        f"{side.name}: {len(self.pairs)} of {queues} RX queues are forwarded; "
+                        f"{side.name}: {len(self.workers)} of {queues} RX queues are forwarded; "
                         "the others go to the host stack"
                     ]
                 )
             if self.config.socket.bind_mode is BindMode.AUTO:
-                self._check_zero_copy(side, [pair.sockets[i] for pair in self.pairs])
+                self._check_zero_copy(side, [worker.sockets[i] for worker in self.workers])
 
     def _check_zero_copy(self, side: Side, sockets: list[XdpSocket]) -> None:
         """The kernel falls back to copy mode without a word (``xp_assign_dev``)."""
@@ -96,42 +113,43 @@ class AfxdpPath(LinkedPath):
         self._warn([note])
 
     def _watch_ended(self) -> None:
-        for pair in self.pairs:
-            if pair.has_ended:
-                self._down([pair], str(pair.error or "the worker ended"))
+        for worker in self.workers:
+            if worker.has_ended:
+                self._down([worker], str(worker.error or "the worker ended"))
 
     def _close_all(self, reason: str) -> None:
-        self._down(self.pairs, reason)
+        self._down(self.workers, reason)
 
     def _is_open(self) -> bool:
-        return all(pair.is_open for pair in self.pairs)
+        return all(worker.is_open for worker in self.workers)
 
     def _open_again(self) -> None:
-        for pair in self.pairs:
-            if not pair.is_open:
-                pair.open(bind_timeout=0)  # the next watch tries again
-                pair.start()
-                self._notify({"event": "port_up", "queue": pair.queue_id})
+        for worker in self.workers:
+            if not worker.is_open:
+                worker.open(bind_timeout=0)  # the next watch tries again
+                worker.start()
+                self._notify({"event": "port_up", "queue": worker.queue_id})
 
-    def _down(self, pairs: list[QueuePair], reason: str) -> None:
-        """Close pairs, all at once: each may sleep a while before it stops."""
-        for pair in pairs:
-            pair.ask_to_stop()
-        for pair in pairs:
-            if pair.is_open:
-                pair.close()
-                self._notify({"event": "port_down", "queue": pair.queue_id, "reason": reason})
+    def _down(self, workers: list[QueueWorker], reason: str) -> None:
+        """Close workers, all at once: each may sleep a while before it stops."""
+        for worker in workers:
+            worker.ask_to_stop()
+        for worker in workers:
+            if worker.is_open:
+                worker.close()
+                self._notify({"event": "port_down", "queue": worker.queue_id, "reason": reason})
 
     def sample(self) -> Snapshot:
         """Read all counters."""
-        if self._final is not None:
-            return self._final
+        return self._sample_now() if self._final is None else self._final
+
+    def _sample_now(self) -> Snapshot:
         snapshot = Snapshot(time.monotonic(), [])
-        for pair in self.pairs:
-            snapshot.ports.extend(pair.sample())
-            if pair.is_open:
+        for worker in self.workers:
+            snapshot.ports.extend(worker.sample())
+            if worker.is_open:
                 snapshot.frame_count += self.config.umem.frame_count
-                for place, count in pair.frames().items():
+                for place, count in worker.frames().items():
                     snapshot.frames[place] = snapshot.frames.get(place, 0) + count
         return snapshot
 
@@ -141,10 +159,10 @@ class AfxdpPath(LinkedPath):
         Detached only after the drain, as some drivers send nothing without a program; closed
         only after that, as some crash when a socket closes under one.
         """
-        for pair in self.pairs:  # all at once: each may sleep a while before it looks
-            pair.ask_to_stop()
-        for pair in self.pairs:
-            pair.stop()
+        for worker in self.workers:  # all at once: each may sleep a while before it looks
+            worker.ask_to_stop()
+        for worker in self.workers:
+            worker.stop()
         for side in self.sides:
             side.detach()
         if self._final is None:
@@ -152,12 +170,8 @@ class AfxdpPath(LinkedPath):
         self._undo.close()
 
 
-def _make_program(found: link.Link) -> bpf.Program:
-    return bpf.Program("afxdp", {"sockets": max(found.rx_queue_count, 1)})
-
-
-def _choose_queues(config: ForwardConfig, sides: tuple[Side, Side]) -> tuple[int, ...]:
-    """Return the queue ids to serve, each of which both links have for RX and for TX.
+def _choose_queues(config: ForwardConfig, sides: tuple[Side, ...]) -> tuple[int, ...]:
+    """Return the queue ids to serve, each of which all links have for RX and for TX.
 
     Beyond the TX queues a copy-mode ``sendto`` sends nothing (``xsk_generic_xmit``).
     """

@@ -1,15 +1,26 @@
 """One link of a job: its program, how that is attached, and what it needs to receive."""
 
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Final
 
 from l2fwd import bpf, link
 from l2fwd.config import ForwardConfig
 from l2fwd.errors import ConfigError, KernelError, RunError
+from l2fwd.stats import KERNEL_QUEUE, PortSample
 
 MakeProgram = Callable[[link.Link], bpf.Program]
+
+# Counter of kern/l2fwd.h -> drop reason.
+_DROPS: Final = {
+    "rule_drops": "rx_rule_drops",
+    "change_drops": "rx_change_drops",
+    "no_link_drops": "tx_no_link_drops",
+    "mtu_drops": "tx_mtu_drops",
+}
 
 
 class Side:
@@ -42,7 +53,7 @@ class Side:
         self.link = link.find_link(self.name)
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
-        if self.config.data_path == "afxdp":
+        if self.config.data_path != "redirect":
             self.config.umem.check_mtu(self.name, self.link.mtu)
 
     def attach(self) -> list[str]:
@@ -106,3 +117,25 @@ class Side:
 
     def has_carrier(self) -> bool:
         return link.find_link(self.name).has_carrier
+
+
+def kernel_sample(side: Side) -> PortSample:
+    """Read what the program of a link that forwards by itself has counted."""
+    counters = dict.fromkeys(
+        ("rx_packets", "rx_bytes", "tx_packets", "tx_completed", "tx_bytes", "passed_packets"), 0
+    )
+    drops: dict[str, int] = {}
+    if side.program is not None:
+        with contextlib.suppress(KernelError):
+            found = side.program.counters()
+            drops = {reason: found[name] for name, reason in _DROPS.items()}
+            sent = found["redirected_packets"]
+            counters |= {
+                "rx_packets": sent + sum(drops.values()),
+                "rx_bytes": found["redirected_bytes"],
+                "tx_packets": sent,
+                "tx_completed": sent,
+                "tx_bytes": found["redirected_bytes"],
+                "passed_packets": found["passed_packets"],
+            }
+    return PortSample(side.name, KERNEL_QUEUE, counters, drops, {})

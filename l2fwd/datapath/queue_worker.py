@@ -1,12 +1,13 @@
-"""Queue *i* of both links: one UMEM, two sockets, one worker thread."""
+"""Queue *i* of all links: one UMEM, a socket each, one worker thread."""
 
 import contextlib
 import errno
 import os
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from l2fwd._worker import Worker
 from l2fwd.abi import MIN_TX_SKB_BUDGET
@@ -20,11 +21,27 @@ from l2fwd.xsk import BIND_RETRY_SECONDS, Umem, XdpSocket
 _JOIN_SECONDS: Final = 2.0
 
 
-class QueuePair:
-    """Queue *i* of both links: one UMEM, two sockets, one worker thread."""
+Options = Callable[["QueueWorker", Umem], dict[str, Any]]
 
-    def __init__(self, sides: tuple[Side, Side], queue_id: int, cpu: int | None) -> None:
+
+class QueueWorker:
+    """Queue *i* of all links: one UMEM, a socket each, one worker thread.
+
+    Parameters
+    ----------
+    sides : tuple of Side
+        The two that forward to each other first.
+    queue_id : int
+    cpu : int or None
+    options : callable
+        Returns what the ``Worker`` is told beside its ports and their geometry.
+    """
+
+    def __init__(
+        self, sides: tuple[Side, ...], queue_id: int, cpu: int | None, options: Options
+    ) -> None:
         self.sides = sides
+        self._options = options
         self.queue_id = queue_id
         self.cpu = cpu
         self.config = sides[0].config
@@ -32,8 +49,10 @@ class QueuePair:
         self.sockets: list[XdpSocket] = []
         self._undo = ExitStack()
         self._thread: threading.Thread | None = None
-        self._worker: Worker | None = None
+        self.worker: Worker | None = None
         # What the sockets before the present ones have counted, by side.
+        self._past_hits: dict[int, tuple[int, int]] = {}
+        self._past_learned: dict[str, int] = {}
         self._past: list[PortSample] = [self._blank(side) for side in sides]
 
     def _blank(self, side: Side) -> PortSample:
@@ -72,14 +91,11 @@ class QueuePair:
             receivers = sockets[:1] if config.one_way else sockets
             for xsk in receivers:
                 xsk.port.refill(config.fill_target)
-            self._worker = Worker(
-                sockets[0].port,
-                sockets[1].port,
+            self.worker = Worker(
+                *(xsk.port for xsk in sockets),
                 batch_size=config.batch_size,
-                both_ways=not config.one_way,
                 busy_poll=config.busy_poll,
-                dst_mac=config.rewrite.dst_mac,
-                swap_mac=config.rewrite.swap_mac,
+                **self._options(self, umem),
             )
             self.sockets = sockets
             self._undo = undo.pop_all()
@@ -105,14 +121,14 @@ class QueuePair:
         return pairs[:1] if self.config.one_way else pairs
 
     def _run(self) -> None:
-        assert self._worker is not None
+        assert self.worker is not None
         try:
             if self.cpu is not None:
                 os.sched_setaffinity(0, {self.cpu})  # 0 is this thread
-            self._worker.run()
+            self.worker.run()
         except OSError as error:
             number = error.errno or errno.EIO
-            failed = self._worker.failed or f"queue {self.queue_id}"
+            failed = self.worker.failed or f"queue {self.queue_id}"
             self.error = (
                 error
                 if isinstance(error, KernelError)
@@ -132,8 +148,8 @@ class QueuePair:
         for side, _ in self._receiving():
             if side.program is not None:
                 side.program.clear_socket(self.queue_id)
-        if self._worker is not None:
-            self._worker.stop()
+        if self.worker is not None:
+            self.worker.stop()
 
     def stop(self) -> None:
         """End the thread, after it has forwarded what is there."""
@@ -150,6 +166,7 @@ class QueuePair:
         self.stop()
         if not self.is_open:
             return
+        self._keep_decided()
         self._past = self.sample()
         for sample in self._past:
             counters, drops = sample.counters, sample.drops
@@ -158,18 +175,18 @@ class QueuePair:
             add(drops, {"rx_abandoned_drops": sample.frames["rx"]})
             sample.frames = {}
         self.sockets = []
-        self._worker = None
+        self.worker = None
         self._undo.close()
 
     def sample(self) -> list[PortSample]:
-        """Read the counters of both ports, those of earlier sockets added."""
+        """Read the counters of all ports, those of earlier sockets added."""
         samples = [
             PortSample(past.link, past.queue, dict(past.counters), dict(past.drops), {})
             for past in self._past
         ]
         ports = [xsk.port for xsk in self.sockets]
         sent = [port.counters() for port in ports]
-        # After both: so that no packet is seen sent that was not seen received.
+        # After all: so that no packet is seen sent that was not seen received.
         received = [port.counters() for port in ports]
         for i, xsk in enumerate(self.sockets):
             both = {key: (received if key.startswith("rx_") else sent)[i][key] for key in sent[i]}
@@ -180,8 +197,30 @@ class QueuePair:
             samples[i].frames = xsk.port.frames()
         return samples
 
+    def rule_hits(self, rule_id: int) -> tuple[int, int]:
+        """Return packets and bytes that this queue's workers gave to a rule."""
+        packets, size = self._past_hits.get(rule_id, (0, 0))
+        decider = self.worker.decider if self.worker else None
+        now = decider.hits(rule_id) if decider else (0, 0)
+        return packets + now[0], size + now[1]
+
+    @property
+    def learned(self) -> dict[str, int]:
+        """What became of new flows, and of questions to the policy; see ``Decider.counters``."""
+        counts = dict(self._past_learned)
+        if self.worker is not None and self.worker.decider is not None:
+            add(counts, self.worker.decider.counters())
+        return counts
+
+    def _keep_decided(self) -> None:
+        decider = self.worker.decider if self.worker else None
+        if decider is None:
+            return
+        self._past_learned = self.learned
+        self._past_hits = {each: self.rule_hits(each) for each in range(decider.rules)}
+
     def frames(self) -> dict[str, int]:
-        return self._worker.frames() if self._worker else {}
+        return self.worker.frames() if self.worker else {}
 
     def describe(self) -> list[Event]:
         """Say what was obtained, per socket."""

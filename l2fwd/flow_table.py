@@ -1,0 +1,196 @@
+"""The flow table in the kernel: what was learned, which of it a rule change touches, what is old.
+
+A flow is told by a mask: the bits that some rule looks at, so that all its packets get one
+verdict.  A change of rules may ask for another mask; flows under the earlier one stay until the
+last slot for masks is needed.
+"""
+
+import mmap
+import struct
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from l2fwd.bpf import Program, wait_for_running_programs
+from l2fwd.records import ACTION, BY_POLICY, FLOW, FLOW_KEY, KEY, PROGRESS_BYTES, PROGRESS_DONE
+from l2fwd.rule_table import VERDICTS, CompiledRules
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from l2fwd._classify import Classifier
+
+SHARED_MAPS: Final = ("flows", "flow_masks", "flow_order", "injected")
+MAX_MASKS: Final = 4  # MAX_FLOW_MASKS
+_NO_MASK: Final = 0xFF
+_MAX_CHANGES: Final = 4096  # entries looked for one by one; beyond, all flows are decided anew
+_U32: Final = struct.Struct("=I")
+# Always told apart: a flow is of one link.
+_LINK_MASK: Final = b"\xff" * 4 + bytes(60)
+
+
+def flow_mask(compiled: CompiledRules, more: bytes = bytes(64)) -> bytes:
+    """Return the bits that decide what becomes of a packet: those of all masks, and ``more``."""
+    union = int.from_bytes(_LINK_MASK) | int.from_bytes(more)
+    for mask, _ in compiled.masks:
+        union |= int.from_bytes(mask)
+    return union.to_bytes(64)
+
+
+class FlowTable:
+    """Flows in the maps of ``kern/flows.h``.
+
+    Parameters
+    ----------
+    program : Program
+        A loaded one that has these maps.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._masks: dict[int, bytes] = {}  # slot -> mask, the newest last
+        self._put_order()
+
+    @property
+    def fd(self) -> int:
+        """Of the table, for a worker to insert into."""
+        return self._program.map_fd("flows")
+
+    def use_mask(self, mask: bytes) -> int:
+        """Have new flows told by ``mask``; return its slot."""
+        for slot, known in self._masks.items():
+            if known == mask:
+                self._masks[slot] = self._masks.pop(slot)
+                break
+        else:
+            slot = self._free_slot()
+            self._program.update("flow_masks", {_U32.pack(slot): mask})
+            self._masks[slot] = mask
+        self._put_order()
+        return slot
+
+    def _free_slot(self) -> int:
+        free = set(range(MAX_MASKS)) - self._masks.keys()
+        if free:
+            return min(free)
+        oldest = next(iter(self._masks))
+        del self._masks[oldest]
+        self._put_order()
+        wait_for_running_programs()
+        keys, _ = self.items()
+        self._delete(keys[keys["mask_slot"] == oldest])
+        return oldest
+
+    def _put_order(self) -> None:
+        slots = [*reversed(self._masks), *[_NO_MASK] * MAX_MASKS][:MAX_MASKS]
+        self._program.update("flow_order", {_U32.pack(0): bytes(slots)})
+
+    def items(self) -> "tuple[NDArray[np.void], NDArray[np.void]]":
+        """Return keys (``records.FLOW_KEY``) and values (``records.FLOW``), both of shape (n,)."""
+        keys, values = self._program.items("flows")
+        return np.frombuffer(keys, FLOW_KEY), np.frombuffer(values, FLOW)
+
+    def _delete(self, keys: "NDArray[np.void]") -> None:
+        if len(keys):
+            self._program.delete("flows", [keys.tobytes()])
+
+    def forget_idle(self, seconds: float) -> int:
+        """Delete the flows without a packet for that long; return how many."""
+        keys, flows = self.items()
+        horizon = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(seconds * 1e9)
+        old = keys[flows["last_seen"].astype(np.int64) < horizon]
+        self._delete(old)
+        return len(old)
+
+    def forget_links(self, present: Iterable[int]) -> int:
+        """Delete the flows from or to any link but these; return how many."""
+        keys, flows = self.items()
+        there = list(present)
+        action = flows["action"]
+        gone = ~np.isin(keys["packet"]["in_ifindex"], there)
+        gone |= (action["verdict"] == VERDICTS["out"]) & ~np.isin(action["out_ifindex"], there)
+        self._delete(keys[gone])
+        return int(gone.sum())
+
+    def forget_changed(
+        self, before: CompiledRules, after: CompiledRules, classifier: "Classifier"
+    ) -> int:
+        """Delete the flows that the new rules decide otherwise; return how many.
+
+        Where a flow's key lacks bits that the new rules look at, it is deleted if it may be one of
+        a rule that came or went.
+        """
+        keys, flows = self.items()
+        touched = np.zeros(len(keys), bool)
+        needed = int.from_bytes(flow_mask(after))
+        for slot, mask in self._masks.items():
+            here = np.flatnonzero(keys["mask_slot"] == slot)
+            if not len(here):
+                continue
+            if needed & ~int.from_bytes(mask) == 0:
+                touched[here] = _decided_otherwise(keys[here], flows[here], classifier)
+            else:
+                touched[here] = _may_be_changed(keys[here], mask, before, after)
+        self._delete(keys[touched])
+        return int(touched.sum())
+
+
+def _decided_otherwise(
+    keys: "NDArray[np.void]", flows: "NDArray[np.void]", classifier: "Classifier"
+) -> "NDArray[np.bool_]":
+    ranks = np.empty(len(keys), np.uint32)
+    packets = np.ascontiguousarray(keys["packet"]).view(np.uint8).reshape(-1, KEY.itemsize)
+    classifier.classify(packets, ranks)
+    actions = np.frombuffer(classifier.actions(), ACTION)
+    by_rank = np.zeros(int(actions["rank"].max(initial=0)) + 2, ACTION)
+    by_rank[actions["rank"]] = actions
+    by_rank[-1] = np.frombuffer(classifier.miss(), ACTION)[0]
+    now = by_rank[np.minimum(ranks, len(by_rank) - 1)]
+    was = flows["action"]
+    by_policy = was["flags"] & BY_POLICY != 0
+    same = was["rule"] == now["rule"]
+    same &= np.where(by_policy, now["verdict"] == VERDICTS["user"], True)
+    for name in ("out_ifindex", "verdict", "changes", "vlan"):
+        same &= by_policy | (was[name] == now[name])
+    for name in ("dst_mac", "src_mac"):
+        same &= by_policy | (was[name] == now[name]).all(1)
+    touched: NDArray[np.bool_] = ~same
+    return touched
+
+
+def _may_be_changed(
+    keys: "NDArray[np.void]", mask: bytes, before: CompiledRules, after: CompiledRules
+) -> "NDArray[np.bool_]":
+    changes = _by_match(before).items() ^ _by_match(after).items()
+    if len(changes) > _MAX_CHANGES:
+        return np.ones(len(keys), bool)
+    packets = np.ascontiguousarray(keys["packet"]).view(np.uint64).reshape(-1, 8)
+    known = np.frombuffer(mask, np.uint64)
+    touched = np.zeros(len(keys), bool)
+    for (rule_mask, rule_key), _ in changes:
+        asked = np.frombuffer(rule_mask, np.uint64) & known
+        touched |= (((packets ^ np.frombuffer(rule_key, np.uint64)) & asked) == 0).all(1)
+    return touched
+
+
+def _by_match(compiled: CompiledRules) -> dict[tuple[bytes, bytes], bytes]:
+    """Return actions by mask and masked key, without their ranks, which any change shifts."""
+    return {
+        (compiled.masks[place][0], key): action[4:]
+        for (place, key), action in compiled.entries.items()
+    }
+
+
+class Progress:
+    """Map ``progress`` of one link in our memory: how far each queue's worker has come."""
+
+    def __init__(self, program: Program, queue_count: int) -> None:
+        size = -(-queue_count * PROGRESS_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
+        # The map is freed with its last user, and this is one: gone with the last reference.
+        self._memory = np.frombuffer(mmap.mmap(program.map_fd("progress"), size), np.uint8)
+
+    def address(self, queue_id: int) -> int:
+        """Return where the worker of a queue writes, a uint64."""
+        return int(self._memory.ctypes.data) + queue_id * PROGRESS_BYTES + PROGRESS_DONE
