@@ -13,8 +13,9 @@ from l2fwd._xdp cimport xdp_desc
 
 import os
 
+from l2fwd.abi import VERDICTS
 from l2fwd.errors import ConfigError
-from l2fwd.rule_table import ACTION, VERDICTS
+from l2fwd.rule_table import ACTION
 
 
 cdef extern from * nogil:

@@ -60,3 +60,13 @@ DATAPATH_COUNTERS: Final = (
     "redirected_bytes",
     "upcall_packets",
 )
+
+VERDICTS: Final = {"pass": 0, "drop": 1, "out": 2, "user": 3}  # enum rule_verdict
+CHANGES: Final = {  # enum rule_change, in the order of application
+    "dec_ttl": 1 << 0,
+    "swap_mac": 1 << 1,
+    "set_src_mac": 1 << 2,
+    "set_dst_mac": 1 << 3,
+    "pop_vlan": 1 << 4,
+    "push_vlan": 1 << 5,
+}

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from l2fwd.abi import VERDICTS
 from l2fwd.bpf import Program, wait_for_running_programs
 from l2fwd.records import ACTION, BY_POLICY, FLOW, FLOW_KEY, KEY, PROGRESS_BYTES, PROGRESS_DONE
-from l2fwd.rule_table import VERDICTS, CompiledRules
+from l2fwd.rule_table import CompiledRules
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

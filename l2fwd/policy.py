@@ -4,13 +4,12 @@ A packet gets to a policy by a rule ``... -> user`` or by the miss policy ``user
 learned by the data path ``hybrid``, so that the later packets of the flow stay in the kernel.
 """
 
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from l2fwd.abi import CHANGES, VERDICTS
 from l2fwd.errors import ConfigError
-from l2fwd.rule_table import CHANGES, VERDICTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,12 +200,46 @@ class Policy:
         return bytes(mask)
 
 
+def load_policy(text: str) -> Policy:
+    """Return the policy that a Python file defines.
+
+    Parameters
+    ----------
+    text : str
+        ``FILE`` or ``FILE:NAME``; the name is ``policy`` where not given.  What it names is a
+        ``Policy``, or a function for its ``decide``.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be run, or does not define it.
+    """
+    import runpy
+
+    path, _, name = text.rpartition(":") if ":" in text else (text, "", "")
+    name = name or "policy"
+    try:
+        defined = runpy.run_path(path)
+    except OSError as error:
+        raise ConfigError(f"policy {path}: {error.strerror or error}") from None
+    except Exception as error:
+        raise ConfigError(f"policy {path}: {type(error).__name__}: {error}") from None
+    found = defined.get(name)
+    if isinstance(found, Policy):
+        return found
+    if not callable(found):
+        raise ConfigError(f"policy {path} defines no {name}: a Policy, or a function of a batch")
+    return Policy(found)
+
+
 def _address_of(function: Any) -> int:
     if isinstance(function, int):
         address = function
     elif hasattr(function, "address"):
         address = int(function.address)
     elif hasattr(function, "argtypes"):  # any function type of ctypes
+        import ctypes
+
         address = ctypes.cast(function, ctypes.c_void_p).value or 0
     elif type(function).__name__ == "PyCapsule":
         address = _capsule_address(function)
@@ -221,6 +254,8 @@ def _address_of(function: Any) -> int:
 
 
 def _capsule_address(capsule: Any) -> int:
+    import ctypes
+
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype = ctypes.c_char_p
     api.PyCapsule_GetName.argtypes = [ctypes.py_object]

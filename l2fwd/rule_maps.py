@@ -9,9 +9,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from l2fwd.abi import VERDICTS
 from l2fwd.bpf import Program, wait_for_running_programs
 from l2fwd.errors import ConfigError
-from l2fwd.rule_table import MAX_MASKS, VERDICTS, CompiledRules, compile_rules
+from l2fwd.rule_table import MAX_MASKS, CompiledRules, compile_rules
 from l2fwd.rules import Rule
 
 MAX_ENTRIES: Final = 1 << 17  # of one version

@@ -9,21 +9,13 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
+from l2fwd.abi import CHANGES, VERDICTS
 from l2fwd.errors import ConfigError
 from l2fwd.rule_keys import key_masks
 from l2fwd.rules import Action, Rule
 
 MAX_MASKS: Final = 64  # MAX_MASKS in kern/l2fwd.h
 
-VERDICTS: Final = {"pass": 0, "drop": 1, "out": 2, "user": 3}  # enum rule_verdict
-CHANGES: Final = {  # enum rule_change, in the order of application
-    "dec_ttl": 1 << 0,
-    "swap_mac": 1 << 1,
-    "set_src_mac": 1 << 2,
-    "set_dst_mac": 1 << 3,
-    "pop_vlan": 1 << 4,
-    "push_vlan": 1 << 5,
-}
 # struct rule_action: rank, rule, out_ifindex, verdict, changes, vlan, dst_mac, src_mac
 ACTION: Final = Struct("=IIIHHH6s6s2x")
 

@@ -7,6 +7,7 @@ from l2fwd.config import (
     DEFAULT_RING_SIZE,
     AttachMode,
     BindMode,
+    FlowConfig,
     ForwardConfig,
     Rewrite,
     SocketConfig,
@@ -15,6 +16,7 @@ from l2fwd.config import (
     parse_indices,
 )
 from l2fwd.errors import ConfigError
+from l2fwd.policy import load_policy
 from l2fwd.rules import RuleTable, parse_rules, read_rules
 from l2fwd.words import parse_mac
 
@@ -26,11 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("in_link", metavar="IN", help="link that frames come from")
     add("out_link", metavar="OUT", help="link that they leave by, and the other way round")
-    add("--data-path", default="afxdp", help="afxdp (default) or redirect: all in the kernel")
+    add("--data-path", default="afxdp",
+        help="afxdp (default), redirect: all in the kernel, or hybrid: learned by the kernel")  # fmt: skip
     add("--rule", action="append", default=[], metavar="RULE",
         help="forward by rule, as 'in eth0 proto icmp -> out eth1'; may be repeated")  # fmt: skip
     add("--rules", metavar="FILE", help="the same, one rule a line")
-    add("--miss", default="pass", help="what no rule takes: pass to the host (default), or drop")
+    add("--miss", default="pass",
+        help="what no rule takes: pass to the host (default), drop, or user: ask the policy")  # fmt: skip
+    add("--policy", metavar="FILE[:NAME]",
+        help="Python file whose NAME (policy) decides about packets of rules '-> user'")  # fmt: skip
+    add("--flow-timeout", type=float, default=300.0,
+        help="hybrid: seconds without a packet until a flow is forgotten (300)")  # fmt: skip
+    add("--flow-table-size", type=int, default=65536,
+        help="hybrid: flows the kernel holds (65536)")  # fmt: skip
+    add("--flow-rate", type=int, default=50_000,
+        help="hybrid: flows a queue's worker may insert a second (50000)")  # fmt: skip
     add("--one-way", action="store_true", help="only from IN to OUT")
     add("-q", "--queues", default="all", help="queue ids, as 0,2 or 0-3, or all (default)")
     add("--cpus", help="CPU of each queue's worker, as 1,2 (default: any)")
@@ -56,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 # Options about sockets and workers, and what they are when not given.
-AFXDP_ONLY = {
+SOCKETS_ONLY = {
     "queues": "all",
     "cpus": None,
     "bind": "auto",
@@ -68,6 +80,12 @@ AFXDP_ONLY = {
     "ring_size": DEFAULT_RING_SIZE,
     "busy_poll": False,
     "need_wakeup": True,
+    "policy": None,
+}
+HYBRID_ONLY = {
+    "flow_timeout": 300.0,
+    "flow_table_size": 65536,
+    "flow_rate": 50_000,
 }
 
 
@@ -85,10 +103,9 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     if 0 < args.interval < MIN_INTERVAL:
         raise ConfigError(f"interval must be 0 or at least {MIN_INTERVAL} s, got {args.interval}")
     if args.data_path == "redirect":
-        for name, default in AFXDP_ONLY.items():
-            if getattr(args, name) != default:
-                option = name.replace("_", "-")
-                raise ConfigError(f"{option} is about sockets; --data-path redirect has none")
+        _refuse(args, SOCKETS_ONLY, "is about sockets; --data-path redirect has none")
+    if args.data_path != "hybrid":
+        _refuse(args, HYBRID_ONLY, "is about learned flows; only --data-path hybrid has them")
     frames = 4 * args.ring_size if args.frames is None else args.frames
     batch_size = args.batch_size
     if batch_size is None:
@@ -104,6 +121,12 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         data_path=args.data_path,
         rules=_rules(args),
         miss=args.miss,
+        policy=load_policy(args.policy) if args.policy is not None else None,
+        flows=FlowConfig(
+            table_size=args.flow_table_size,
+            timeout=args.flow_timeout,
+            per_second=args.flow_rate,
+        ),
         one_way=args.one_way,
         queues=parse_indices(args.queues, "queues"),
         cpus=_cpus(args.cpus),
@@ -126,6 +149,12 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
             swap_mac=args.swap_mac,
         ),
     )
+
+
+def _refuse(args: argparse.Namespace, options: dict[str, object], reason: str) -> None:
+    for name, default in options.items():
+        if getattr(args, name) != default:
+            raise ConfigError(f"{name.replace('_', '-')} {reason}")
 
 
 def _rules(args: argparse.Namespace) -> RuleTable:

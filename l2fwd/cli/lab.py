@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     down.add_argument("--name", default="l2fwd", help="prefix of the namespaces (l2fwd)")
     demo = verbs.add_parser("demo", help="forward and check numbered frames", allow_abbrev=False)
     demo.add_argument("-d", "--duration", type=float, default=5.0, help="seconds to send (5)")
-    demo.add_argument("--data-path", default="afxdp", help="afxdp (default)")
+    demo.add_argument("--data-path", default="afxdp", help="afxdp (default), redirect or hybrid")
     demo.add_argument("-m", "--mode", default="auto", help="auto (default), native or skb")
     demo.add_argument("--queues", type=int, default=1, help="RX and TX queues of every link (1)")
     demo.add_argument("--both-ways", action="store_true", help="also from sink to generator")

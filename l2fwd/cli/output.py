@@ -118,9 +118,14 @@ def _row(rate: dict[str, Any]) -> list[str]:
 def _ready_lines(event: dict[str, Any]) -> list[str]:
     """Say per socket, or per link, what was obtained."""
     return [_socket_line(each) for each in event["sockets"]] + [
-        f"{each['link']}: {each['attach_mode']} XDP, forwarded in the kernel, {each['rules']} rules"
-        for each in event["links"]
+        _link_line(each, with_sockets=bool(event["sockets"])) for each in event["links"]
     ]
+
+
+def _link_line(each: dict[str, Any], *, with_sockets: bool) -> str:
+    where = "by the rules" if with_sockets else "in the kernel"
+    rules = f"{each['rules']} rules" if each["rules"] else "all to the other link"
+    return f"{each['link']}: {each['attach_mode']} XDP, forwarded {where}, {rules}"
 
 
 def _socket_line(each: dict[str, Any]) -> str:
@@ -139,6 +144,9 @@ def _summary_lines(event: dict[str, Any]) -> list[str]:
         f"{event['elapsed']:.1f} s; drops: {drops_text(event['drops'])}; "
         f"in flight {event['in_flight']}; unaccounted {event['unaccounted']}"
     ]
+    if "flows" in event:
+        counts = ", ".join(f"{name} {count:,}" for name, count in event["flows"].items())
+        lines.append(f"through user space {event['slow_path']:,}; flows: {counts}")
     places = ", ".join(f"{place} {count}" for place, count in event["frames"].items() if count)
     return [*lines, f"frames: {places}"] if places else lines
 

@@ -34,7 +34,7 @@ def translate(arguments: Sequence[str]) -> list[str]:
     match = " ".join(f"{word} {values[flag]}" for flag, word in _MATCH.items() if flag in values)
     action = " ".join(f"{word} {values[flag]}" for flag, word in _ACTION.items() if flag in values)
     rule = f"{match} -> {action}"
-    return [values["inlink"], values["outlink"], "--data-path", "redirect", "--rule", rule]
+    return [values["inlink"], values["outlink"], "--data-path", "hybrid", "--rule", rule]
 
 
 def _values(arguments: Sequence[str]) -> dict[str, str]:
