@@ -1,6 +1,7 @@
 """``forward IN OUT``: move frames between two links until stopped."""
 
 import argparse
+from collections.abc import Mapping
 
 from l2fwd.config import (
     DEFAULT_BATCH_SIZE,
@@ -29,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("in_link", metavar="IN", help="link that frames come from")
     add("out_link", metavar="OUT", help="link that they leave by, and the other way round")
     add("--data-path", default="afxdp",
-        help="afxdp (default), redirect: all in the kernel, or hybrid: learned by the kernel")  # fmt: skip
+        help="afxdp (default), redirect (in the kernel) or hybrid (learned)")  # fmt: skip
     add("--rule", action="append", default=[], metavar="RULE",
         help="forward by rule, as 'in eth0 proto icmp -> out eth1'; may be repeated")  # fmt: skip
     add("--rules", metavar="FILE", help="the same, one rule a line")
     add("--miss", default="pass",
-        help="what no rule takes: pass to the host (default), drop, or user: ask the policy")  # fmt: skip
+        help="what no rule takes: pass to the host (default), drop, or user")  # fmt: skip
     add("--policy", metavar="FILE[:NAME]",
-        help="Python file whose NAME (policy) decides about packets of rules '-> user'")  # fmt: skip
+        help="Python file whose NAME (policy) decides for rules '-> user'")  # fmt: skip
     add("--flow-timeout", type=float, default=300.0,
         help="hybrid: seconds without a packet until a flow is forgotten (300)")  # fmt: skip
     add("--flow-table-size", type=int, default=65536,
@@ -151,7 +152,7 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     )
 
 
-def _refuse(args: argparse.Namespace, options: dict[str, object], reason: str) -> None:
+def _refuse(args: argparse.Namespace, options: Mapping[str, object], reason: str) -> None:
     for name, default in options.items():
         if getattr(args, name) != default:
             raise ConfigError(f"{name.replace('_', '-')} {reason}")
