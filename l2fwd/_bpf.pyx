@@ -14,8 +14,9 @@ from l2fwd._libxdp cimport (
     bpf_link_create_opts, bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id,
     bpf_link_info, bpf_map, bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd,
     bpf_map__set_ifindex, bpf_map__set_max_entries, bpf_map__value_size, bpf_map_delete_elem,
-    bpf_map_lookup_batch, bpf_map_lookup_elem, bpf_map_update_batch, bpf_map_update_elem, bpf_obj_get_info_by_fd, bpf_object,
-    bpf_object__close, bpf_object__find_map_by_name, bpf_object__find_program_by_name,
+    bpf_map_lookup_batch, bpf_map_lookup_elem, bpf_map_update_batch, bpf_map_update_elem,
+    bpf_obj_get, bpf_obj_get_info_by_fd, bpf_obj_pin, bpf_object, bpf_object__close,
+    bpf_object__find_map_by_name, bpf_object__find_program_by_name,
     bpf_object__load, bpf_object__next_map, bpf_object__open_file, bpf_prog_get_fd_by_id,
     bpf_prog_info, bpf_prog_test_run_opts, bpf_program, bpf_program__fd,
     bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach, bpf_xdp_query,
@@ -53,6 +54,18 @@ cdef extern from * nogil:
         MEMBARRIER_CMD_GLOBAL
         SYS_membarrier
     long syscall(long number, ...)
+
+
+cdef extern from "linux/magic.h" nogil:
+    enum:
+        BPF_FS_MAGIC
+
+
+cdef extern from "sys/vfs.h" nogil:
+    struct c_statfs "statfs":
+        long f_type
+
+    int statfs(const char* path, c_statfs* info)
 
 
 cdef extern from "sys/socket.h" nogil:
@@ -509,6 +522,38 @@ def detach_link(uint32_t link_id):
             raise kernel_error(-error, "detach link", str(link_id))
     finally:
         os.close(fd)
+
+
+def is_bpf_fs(str path):
+    """Tell whether ``path`` is there and lies on a BPF file system."""
+    cdef c_statfs info
+    return statfs(os.fsencode(path), &info) == 0 and info.f_type == BPF_FS_MAGIC
+
+
+def pin(int fd, str path, str target):
+    """Hold a BPF object by a file of a BPF file system, with mode 0600 less the umask."""
+    cdef int error = bpf_obj_pin(fd, os.fsencode(path))
+    if error:
+        raise kernel_error(-error, "pin", target)
+
+
+def pinned_link(str path):
+    """Describe a pinned XDP bpf_link: (link id, ifindex, program id); None if it is none.
+
+    The ifindex is 0 once the link has gone, or the bpf_link was detached.
+    """
+    cdef int fd = bpf_obj_get(os.fsencode(path))
+    cdef bpf_link_info info
+    if fd < 0:
+        raise kernel_error(-fd, "open pin", path)
+    try:
+        # The kernel describes a map or a program as readily, in a struct of its own.
+        if not os.readlink(f"/proc/self/fd/{fd}").endswith("link"):
+            return None
+        info = link_info(fd)
+    finally:
+        os.close(fd)
+    return (info.id, info.xdp.ifindex, info.prog_id) if info.type == BPF_LINK_TYPE_XDP else None
 
 
 cdef class UmemHandle:

@@ -45,6 +45,8 @@ cdef extern from "bpf/bpf.h" nogil:
     int bpf_link_get_fd_by_id(uint32_t link_id)
     int bpf_prog_get_fd_by_id(uint32_t program_id)
     int bpf_obj_get_info_by_fd(int fd, void* info, uint32_t* length)
+    int bpf_obj_pin(int fd, const char* path)
+    int bpf_obj_get(const char* path)
     int bpf_map_update_elem(int fd, const void* key, const void* value, uint64_t flags)
     int bpf_map_delete_elem(int fd, const void* key)
     struct bpf_map_batch_opts:

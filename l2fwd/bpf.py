@@ -1,7 +1,7 @@
 """Programs: load, attach, detach, and find out who is attached.
 
-A program is attached by an unpinned bpf_link, so it goes when the process goes, however
-that ends.  ``chain`` attaches through libxdp's dispatcher instead.
+A program is attached by a bpf_link, so it goes when the process goes, however that ends,
+unless the bpf_link is pinned.  ``chain`` attaches through libxdp's dispatcher instead.
 """
 
 import contextlib
@@ -9,13 +9,14 @@ import errno
 import os
 import re
 import struct
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final
 
-from l2fwd import _bpf
+from l2fwd import _bpf, pins
 from l2fwd.abi import (
     DATAPATH_COUNTERS,
     PROGRAM_PREFIX,
@@ -52,6 +53,14 @@ _NO_NATIVE: Final = {
     errno.ERANGE,
     errno.ENOSPC,
 }
+# How long a bpf_link may be seen after its process: that closes its files one by one.
+_EXIT_SECONDS: Final = 0.5
+_EXIT_POLL_SECONDS: Final = 0.01
+
+PIN_OUT_OF_SIGHT: Final = (
+    "pinned where this user or mount namespace does not see it; unload it from there "
+    "(ip netns exec hides BPF file systems, nsenter --net does not)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,8 @@ class Attached:
         Of the bpf_link that holds it; 0 if it was attached over netlink.
     pids : tuple of int
         Processes that hold the program, or the bpf_link.
+    pin : str
+        File that holds the bpf_link; empty if none is in sight.
     """
 
     mode: str
@@ -77,14 +88,21 @@ class Attached:
     name: str = ""
     link_id: int = 0
     pids: tuple[int, ...] = ()
+    pin: str = ""
 
     @property
     def is_ours(self) -> bool:
         return self.name.startswith(PROGRAM_PREFIX)
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it is ours, without a process, by a bpf_link: that must be pinned."""
+        return self.is_ours and not self.pids and self.link_id != 0
+
     def __str__(self) -> str:
         holder = f", held by pid {', '.join(map(str, self.pids))}" if self.pids else ""
-        return f"XDP program {self.name or '?'} (id {self.program_id}, {self.mode}{holder})"
+        pinned = f", pinned as {self.pin}" if self.pin else ""
+        return f"XDP program {self.name or '?'} (id {self.program_id}, {self.mode}{holder}{pinned})"
 
 
 def wait_for_running_programs() -> None:
@@ -117,7 +135,19 @@ def describe_attached(ifindex: int) -> Attached:
             (i for i, on, prog in _bpf.xdp_links() if (on, prog) == (ifindex, program_id)), 0
         )
     pids = _holders(program_id)
-    return Attached(_ATTACHED.get(mode, "multi"), program_id, name, link_id, pids)
+    found = Attached(_ATTACHED.get(mode, "multi"), program_id, name, link_id, pids)
+    pin = pins.find_pin(link_id) if found.is_lasting else None
+    return replace(found, pin=str(pin)) if pin else found
+
+
+def describe_settled(ifindex: int) -> Attached:
+    """Describe what is on a link, once what goes with a process that just ended has gone."""
+    deadline = time.monotonic() + _EXIT_SECONDS
+    while True:
+        found = describe_attached(ifindex)
+        if not found.is_lasting or found.pin or time.monotonic() > deadline:
+            return found
+        time.sleep(_EXIT_POLL_SECONDS)
 
 
 def _holders(program_id: int) -> tuple[int, ...]:
@@ -132,22 +162,25 @@ def _holders(program_id: int) -> tuple[int, ...]:
 
 
 def unload(ifindex: int, ifname: str) -> Attached | None:
-    """Detach a program of ours from a link; return what it was, or None.
+    """Detach a program of ours from a link, and remove its pin; return what it was, or None.
 
     Raises
     ------
     RunError
-        If the program is foreign, or an engine is running on it.
+        If the program is foreign, an engine is running on it, or it is pinned out of sight.
     """
-    found = describe_attached(ifindex)
+    found = describe_settled(ifindex)
     if not found.program_id:
         return None
     if not found.is_ours:
         raise RunError(f"unload {ifname}: {found} is not ours; left as it is")
     if found.pids:
         raise RunError(f"unload {ifname}: {found} is in use; stop that process first")
-    if found.link_id:
+    if found.is_lasting:
+        if not found.pin:
+            raise RunError(f"unload {ifname}: {found} is {PIN_OUT_OF_SIGHT}")
         _bpf.detach_link(found.link_id)
+        pins.remove_pin(Path(found.pin), ifname)
     else:
         _bpf.xdp_detach(ifindex, _MODES[AttachMode(found.mode)][0], ifname)
     return found
@@ -168,6 +201,7 @@ class Attachment:
     notes: list[str] = field(default_factory=list)
     fd: int = -1
     chained: "tuple[_bpf.BpfObject, int] | None" = None
+    is_pinned: bool = False
 
     def is_there(self) -> bool:
         """Tell whether the program is still on the link.
@@ -182,8 +216,13 @@ class Attachment:
         current = attached_program_id(self.ifindex)
         return bool(current) if self.is_dispatched else current == self.program_id
 
+    def pin(self, folder: pins.PinFolder) -> None:
+        """Let the program, and the link's promiscuity, outlive this process."""
+        folder.pin(self.fd, self.ifname)
+        self.is_pinned = True
+
     def detach(self) -> None:
-        """Detach; a second call, or a link that is gone, is fine."""
+        """Detach, or leave it to its pin; a second call, or a link that is gone, is fine."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

@@ -124,6 +124,8 @@ _REMEDIES: Final = {
     "set mtu",  # veth_xdp_set
     ("attach to", errno.ENOSPC): "more TX queues at the peer than RX queues here; equal them "
     "with ethtool -L",  # veth_xdp_set
+    ("make pin folder", errno.EACCES): "run as root, or name a folder where this user may "
+    "make one",  # may_create
     ("mount", errno.EPERM): _NAMESPACES,  # path_mount
     ("create namespace", errno.EPERM): _NAMESPACES,  # copy_net_ns
     ("create namespace", errno.EEXIST): "remove it with ip netns del, or choose another name",

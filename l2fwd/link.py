@@ -212,6 +212,12 @@ def set_promiscuous(ifname: str, promiscuous: bool) -> None:
     _set_link(ifname, "set promiscuity of", flags=flags, change=_IFF_PROMISC)
 
 
+def is_set_promiscuous(ifname: str) -> bool:
+    """Tell whether the flag is set, as ip-link(8) sets it; a bridge or a socket leave it alone."""
+    with _rtnetlink("find", f"link {ifname}") as ip:
+        return bool(ip.link("get", index=_ifindex(ifname))[0]["flags"] & _IFF_PROMISC)
+
+
 def hold_promiscuous(ifindex: int) -> socket.socket:
     """Keep a link promiscuous until the returned socket is closed, or its process ends.
 

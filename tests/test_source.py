@@ -22,7 +22,7 @@ LAYERS = (
     {"policy"},
     {"config"},
     {"_rings", "_classify", "_decide", "_worker"},
-    {"link", "ethtool", "netdev", "bpf", "_bpf"},
+    {"link", "ethtool", "netdev", "bpf", "pins", "_bpf"},
     {"rule_maps", "flow_table", "xsk"},
     {"datapath"},
     {"engine", "check", "control", "metrics", "capture"},
@@ -38,12 +38,15 @@ WITHIN_A_LAYER = {
     ("_classify", "_rings"),
     ("link", "ethtool"),
     ("bpf", "_bpf"),
+    ("bpf", "pins"),
+    ("pins", "_bpf"),
+    ("pins", "link"),
     ("lab", "lab_traffic"),
     ("cli", "lab"),
 }
 ONLY_IMPORTED_BY = {
     "pyroute2": {"link", "netdev"},
-    "l2fwd._bpf": {"bpf", "xsk"},
+    "l2fwd._bpf": {"bpf", "pins", "xsk"},
     "l2fwd._libxdp": {"_bpf"},
 }
 

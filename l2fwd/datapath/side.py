@@ -86,9 +86,12 @@ class Side:
 
     def _clear_the_way(self) -> list[str]:
         """Remove a stale program of ours; refuse to touch any other."""
-        found = bpf.describe_attached(self.link.ifindex)
+        found = bpf.describe_settled(self.link.ifindex)
         if not found.program_id:
             return []
+        if found.is_lasting:
+            remedy = f"l2fwd unload {self.name} ends it" if found.pin else bpf.PIN_OUT_OF_SIGHT
+            raise KernelError(errno.EBUSY, "attach to", self.name, f"{found} is there; {remedy}")
         if found.is_ours and not found.pids:
             bpf.unload(self.link.ifindex, self.name)
             return [f"{self.name}: removed {found}, left by an engine that was killed"]
