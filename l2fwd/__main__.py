@@ -15,7 +15,7 @@ VERBS: Final = {
     "forward": "forward frames between two links",
     "lab": "a veth test bed in namespaces: up, down, demo",
     "check": "what this host and its links can do, and what mends the rest",
-    "unload": "detach a program that a killed engine left on a link",
+    "unload": "detach what a killed or pinned engine left on a link",
 }
 
 

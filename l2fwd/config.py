@@ -272,6 +272,8 @@ class ForwardConfig:
         Decides about packets of rules ``-> user``, and what no rule takes with ``miss`` user.
     flows : FlowConfig
         Of ``hybrid``.
+    pin : str or None
+        Folder to be made on a BPF file system: what is there goes on without the process.
 
     Raises
     ------
@@ -297,6 +299,7 @@ class ForwardConfig:
     data_path: str = "afxdp"
     policy: Policy | None = None
     flows: FlowConfig = field(default_factory=FlowConfig)
+    pin: str | None = None
 
     def __post_init__(self) -> None:
         check_ifname(self.in_link)
@@ -304,6 +307,8 @@ class ForwardConfig:
         if self.in_link == self.out_link:
             raise ConfigError(f"in and out are the same link, {self.in_link}; name two links")
         self._check_rules()
+        if self.pin is not None:
+            self._check_pin(self.pin)
         if not 1 <= self.batch_size <= self.socket.ring_size:
             raise ConfigError(
                 f"batch-size must be in [1, ring-size {self.socket.ring_size}], "
@@ -313,6 +318,14 @@ class ForwardConfig:
             raise ConfigError(
                 f"cpus names {len(self.cpus)} CPUs for {len(self.queues)} queues; name one each"
             )
+
+    def _check_pin(self, pin: str) -> None:
+        if self.data_path != "redirect":
+            raise ConfigError("pin needs --data-path redirect: sockets end with their process")
+        if self.mode is AttachMode.OFFLOAD:
+            raise ConfigError("pin needs a program in the kernel: use --mode native or skb")
+        if not pin.startswith("/"):
+            raise ConfigError(f"pin must be an absolute path like /sys/fs/bpf/l2fwd, got {pin!r}")
 
     def _check_rules(self) -> None:
         if self.data_path not in DATA_PATHS:

@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cpus", help="CPU of each queue's worker, as 1,2 (default: any)")
     add("-m", "--mode", default="auto", help="auto (default), native, skb or offload")
     add("--strict", action="store_true", help="fail rather than fall back")
+    add("--pin", metavar="DIR", help="redirect goes on after exit, held by DIR, until unload")
     add("--chain", action="store_true", help="attach by libxdp's dispatcher, beside others")
     add("--bind", default="auto", help="auto (default), copy or zero-copy")
     add("-b", "--batch-size", type=int, help="packets per burst (64, or the ring size if less)")
@@ -134,6 +135,7 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         mode=choose(AttachMode, args.mode, "mode"),
         strict=args.strict,
         chain=args.chain,
+        pin=args.pin,
         batch_size=batch_size,
         busy_poll=args.busy_poll,
         umem=UmemConfig(

@@ -84,6 +84,8 @@ class Printer:
                 self._live.stop()
             for line in (_ready_lines if kind == "ready" else _summary_lines)(event):
                 print(line, flush=True)
+        elif kind == "pinned":
+            print(f"pinned in {event['pin']}: {event['message']}", flush=True)
         else:
             details = ", ".join(str(value) for key, value in event.items() if key != "event")
             print(f"l2fwd: {kind.replace('_', ' ')}: {details}", file=sys.stderr, flush=True)
@@ -125,7 +127,8 @@ def _ready_lines(event: dict[str, Any]) -> list[str]:
 def _link_line(each: dict[str, Any], *, with_sockets: bool) -> str:
     where = "by the rules" if with_sockets else "in the kernel"
     rules = f"{each['rules']} rules" if each["rules"] else "all to the other link"
-    return f"{each['link']}: {each['attach_mode']} XDP, forwarded {where}, {rules}"
+    pin = f", pinned in {each['pin']}" if each.get("pin") else ""
+    return f"{each['link']}: {each['attach_mode']} XDP, forwarded {where}, {rules}{pin}"
 
 
 def _socket_line(each: dict[str, Any]) -> str:

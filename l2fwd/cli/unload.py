@@ -1,8 +1,8 @@
-"""``unload LINK...``: detach a program of ours that outlived its engine."""
+"""``unload LINK...``: detach a program of ours that outlived its engine, pinned or left."""
 
 import argparse
 
-HELP = "Detach programs of l2fwd from links.  Foreign programs and running engines are left."
+HELP = "Detach programs of l2fwd from links, pinned or left.  Foreign ones and engines stay."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
