@@ -86,7 +86,7 @@ static __always_inline int is_settled(struct flow *flow, __u32 queue)
 	if (flow->wait_for == FLOW_NEW)
 		flow->wait_for = sent_up;
 	if (*(volatile __u64 *)&queued->done < flow->wait_for &&
-	    bpf_ktime_get_coarse_ns() - flow->last_seen < FLOW_PATIENCE) {
+	    (__s64)(bpf_ktime_get_coarse_ns() - flow->last_seen) < FLOW_PATIENCE_NS) {
 		flow->wait_for = sent_up + 1;
 		return 0;
 	}

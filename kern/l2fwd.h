@@ -110,8 +110,8 @@ struct flow {
 #define FLOW_SETTLED (~0ULL)
 
 #define MAX_FLOW_MASKS 4
-#define NO_FLOW_MASK 0xff	   /* in flow_order: a byte per mask, the newest first */
-#define FLOW_PATIENCE 100000000ULL /* ns: then a flow goes to the kernel, in order or not */
+#define NO_FLOW_MASK 0xff	     /* in flow_order: a byte per mask, the newest first */
+#define FLOW_PATIENCE_NS 100000000LL /* then a flow goes to the kernel, in order or not */
 
 /* Per RX queue, shared with the worker: what went up to it, and what it is done with. */
 struct queue_progress {

@@ -7,6 +7,7 @@ last slot for masks is needed.
 
 import mmap
 import struct
+import sys
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 SHARED_MAPS: Final = ("flows", "flow_masks", "flow_order", "injected")
 MAX_MASKS: Final = 4  # MAX_FLOW_MASKS
 _NO_MASK: Final = 0xFF
+_NO_RULE: Final = 0xFFFFFFFF
+_RANK_BYTES: Final = 4  # at the start of struct rule_action
 _MAX_CHANGES: Final = 4096  # entries looked for one by one; beyond, all flows are decided anew
 _U32: Final = struct.Struct("=I")
 # Always told apart: a flow is of one link.
@@ -133,7 +136,7 @@ class FlowTable:
             if needed & ~int.from_bytes(mask) == 0:
                 touched[here] = _decided_otherwise(keys[here], flows[here], classifier)
             else:
-                touched[here] = _may_be_changed(keys[here], mask, before, after)
+                touched[here] = _may_be_changed(keys[here], flows[here], mask, before, after)
         self._delete(keys[touched])
         return int(touched.sum())
 
@@ -162,26 +165,51 @@ def _decided_otherwise(
 
 
 def _may_be_changed(
-    keys: "NDArray[np.void]", mask: bytes, before: CompiledRules, after: CompiledRules
+    keys: "NDArray[np.void]",
+    flows: "NDArray[np.void]",
+    mask: bytes,
+    before: CompiledRules,
+    after: CompiledRules,
 ) -> "NDArray[np.bool_]":
-    changes = _by_match(before).items() ^ _by_match(after).items()
-    if len(changes) > _MAX_CHANGES:
+    """Tell which flows a new rule may take, one that ranks above their own.
+
+    What went does not matter: the key of a flow has all that the rules before looked at, and its
+    own rule was the first of them that took it.
+    """
+    known_before = _by_match(before)
+    added = [
+        (np.frombuffer(match[0], np.uint64), np.frombuffer(match[1], np.uint64), action)
+        for match, action in _by_match(after).items()
+        if known_before.get(match, b"")[_RANK_BYTES:] != action[_RANK_BYTES:]
+    ]
+    if len(added) > _MAX_CHANGES:
         return np.ones(len(keys), bool)
+    own = _ranks(flows, after)
     packets = np.ascontiguousarray(keys["packet"]).view(np.uint64).reshape(-1, 8)
     known = np.frombuffer(mask, np.uint64)
-    touched = np.zeros(len(keys), bool)
-    for (rule_mask, rule_key), _ in changes:
-        asked = np.frombuffer(rule_mask, np.uint64) & known
-        touched |= (((packets ^ np.frombuffer(rule_key, np.uint64)) & asked) == 0).all(1)
+    touched = own < 0
+    for asked, wanted, action in added:
+        rank = int.from_bytes(action[:_RANK_BYTES], sys.byteorder)
+        fits = (((packets ^ wanted) & asked & known) == 0).all(1)
+        touched |= fits & (rank < own)
     return touched
 
 
 def _by_match(compiled: CompiledRules) -> dict[tuple[bytes, bytes], bytes]:
-    """Return actions by mask and masked key, without their ranks, which any change shifts."""
+    """Return actions by mask and masked key; any change shifts the ranks they begin with."""
     return {
-        (compiled.masks[place][0], key): action[4:]
-        for (place, key), action in compiled.entries.items()
+        (compiled.masks[place][0], key): action for (place, key), action in compiled.entries.items()
     }
+
+
+def _ranks(flows: "NDArray[np.void]", compiled: CompiledRules) -> "NDArray[np.int64]":
+    """Return the rank of each flow's rule; -1 if it is gone; last for the miss policy."""
+    actions = np.frombuffer(b"".join(compiled.entries.values()), ACTION)
+    ranks = {
+        int(rule): int(rank) for rank, rule in zip(actions["rank"], actions["rule"], strict=True)
+    }
+    ranks[_NO_RULE] = 1 << 32
+    return np.array([ranks.get(rule, -1) for rule in flows["action"]["rule"].tolist()], np.int64)
 
 
 class Progress:
