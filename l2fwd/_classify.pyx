@@ -51,7 +51,6 @@ cdef enum:
     HUGE_PAGE_BYTES = 2 << 20
 
 
-
 # Parsing: l2fwd/rule_keys.py says what a packet shows, kern/parse.h reads it in the kernel.
 
 cdef inline uint16_t read_be16(const uint8_t* data) noexcept nogil:
@@ -98,7 +97,7 @@ cdef inline uint32_t extension_length(uint8_t proto, const uint8_t* data) noexce
 cdef void parse_ipv6(const uint8_t* data, const uint8_t* end, packet_key* key) noexcept nogil:
     cdef uint8_t proto
     cdef uint32_t length
-    cdef int i
+    cdef int _i
     if end - data < 40 or data[0] >> 4 != 6:
         return
     key.ip_version = 6
@@ -106,7 +105,7 @@ cdef void parse_ipv6(const uint8_t* data, const uint8_t* end, packet_key* key) n
     memcpy(key.dst, data + 24, 16)
     proto = data[6]
     data += 40
-    for i in range(MAX_EXTENSION_HEADERS):
+    for _i in range(MAX_EXTENSION_HEADERS):
         if end - data < 4:
             break
         length = extension_length(proto, data)
@@ -431,11 +430,11 @@ cdef class Classifier:
         cdef Packet packets[MAX_BURST]
         cdef uint32_t count = keys.shape[0]
         cdef uint32_t bursts = (count + MAX_BURST - 1) // MAX_BURST
-        cdef uint32_t first, burst, i, turn, each
+        cdef uint32_t first, burst, i, _turn, each
         if keys.shape[1] != sizeof(packet_key) or ranks.shape[0] < count:
             raise ConfigError("keys must have shape (n, 64), ranks shape (n,)")
         with nogil:
-            for turn in range(repeat):
+            for _turn in range(repeat):
                 for each in range(bursts):
                     first = each * MAX_BURST
                     burst = min(count - first, <uint32_t>MAX_BURST)

@@ -31,6 +31,7 @@ LAYERS = (
 )
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 WITHIN_A_LAYER = {
+    ("_classify", "_rings"),
     ("_worker", "_rings"),
     ("_worker", "_classify"),
     ("_worker", "_decide"),
