@@ -433,7 +433,7 @@ class RuleTable(Sequence[Rule]):
     ----------
     rules : iterable of Rule
     where : callable, optional
-        Names the rule at an index, for errors.
+        Names the rule at an index, for errors; an attribute too.
 
     Raises
     ------
@@ -441,12 +441,13 @@ class RuleTable(Sequence[Rule]):
         If two rules have one name, or one match at one priority has two actions.
     """
 
-    __slots__ = ("_rules",)
+    __slots__ = ("_rules", "where")
 
     def __init__(
         self, rules: Iterable[Rule] = (), where: Callable[[int], str] = "rule {}".format
     ) -> None:
         self._rules = tuple(rules)
+        self.where = where
         errors = list(self._conflicts(where))
         if errors:
             raise _first_of(errors[0], len(errors))
@@ -490,11 +491,14 @@ class RuleTable(Sequence[Rule]):
     def __str__(self) -> str:
         return "\n".join(map(str, self._rules))
 
+    def ranks(self) -> list[int]:
+        """Return the indices of the rules in order of precedence."""
+        keys = [(-rule.priority, -rule.match.specificity) for rule in self._rules]
+        return sorted(range(len(keys)), key=keys.__getitem__)
+
     def ranked(self) -> tuple[Rule, ...]:
         """Return the rules in order of precedence: the first that matches takes the frame."""
-        return tuple(
-            sorted(self._rules, key=lambda rule: (-rule.priority, -rule.match.specificity))
-        )
+        return tuple(self._rules[index] for index in self.ranks())
 
     def links(self) -> tuple[str, ...]:
         """Return every link that a match or an action names, in the order of first mention."""
@@ -579,3 +583,21 @@ def read_rules(path: str | PathLike[str]) -> RuleTable:
     except OSError as error:
         raise ConfigError(f"rules file {path}: {error.strerror}") from None
     return parse_rules(content, str(path))
+
+
+def join_rules(lines: Sequence[str], path: str | PathLike[str] | None) -> RuleTable:
+    """Return the rules of a command line, then those of a file, if one is given.
+
+    Raises
+    ------
+    ConfigError
+        Naming the option or the file, and the line.
+    """
+    given = parse_rules("\n".join(lines), "--rule") if lines else RuleTable()
+    listed = read_rules(path) if path is not None else RuleTable()
+
+    def where(index: int) -> str:
+        ours = len(given)
+        return given.where(index) if index < ours else listed.where(index - ours)
+
+    return RuleTable((*given, *listed), where)

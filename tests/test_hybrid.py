@@ -205,7 +205,12 @@ def test_flows_outlive_a_change_that_looks_at_other_fields(bed, hybrid, ends):
     for flow in range(2):
         settle(ends, frame(flow, 0))
     before = learned(path)
-    more = ["src 10.99.0.0/16", "dst_mac 02:00:00:00:00:77", "vlan 7 ethertype arp", "src 2001:db8::/64"]
+    more = [
+        "src 10.99.0.0/16",
+        "dst_mac 02:00:00:00:00:77",
+        "vlan 7 ethertype arp",
+        "src 2001:db8::/64",
+    ]
     for i in range(len(more)):
         kept = "in f0 proto udp sport 1024 -> out f1"
         path.apply(parse_rules("\n".join([kept, *(f"{m} -> drop" for m in more[: i + 1])])))

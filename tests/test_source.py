@@ -15,7 +15,7 @@ GENERATED = ROOT / "build" / "cython" / "l2fwd"
 LAYERS = (
     {"errors", "abi", "records", "_xdp", "_libxdp"},
     {"words"},
-    {"rule_words", "packet", "stats"},
+    {"rule_words", "packet", "pcap", "stats"},
     {"rules"},
     {"rule_keys"},
     {"rule_table"},
@@ -25,7 +25,7 @@ LAYERS = (
     {"link", "ethtool", "netdev", "bpf", "pins", "_bpf"},
     {"rule_maps", "flow_table", "xsk"},
     {"datapath"},
-    {"engine", "check", "control", "metrics", "capture"},
+    {"engine", "check", "control", "explain", "metrics", "capture"},
     {"cli", "lab", "lab_traffic", "testing"},
     {"__main__", "__init__"},
 )

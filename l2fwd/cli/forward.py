@@ -18,7 +18,7 @@ from l2fwd.config import (
 )
 from l2fwd.errors import ConfigError
 from l2fwd.policy import load_policy
-from l2fwd.rules import RuleTable, parse_rules, read_rules
+from l2fwd.rules import join_rules
 from l2fwd.words import parse_mac
 
 MIN_INTERVAL = 0.01  # seconds; a report costs about a millisecond
@@ -121,7 +121,7 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         in_link=args.in_link,
         out_link=args.out_link,
         data_path=args.data_path,
-        rules=_rules(args),
+        rules=join_rules(args.rule, args.rules),
         miss=args.miss,
         policy=load_policy(args.policy) if args.policy is not None else None,
         flows=FlowConfig(
@@ -158,13 +158,6 @@ def _refuse(args: argparse.Namespace, options: Mapping[str, object], reason: str
     for name, default in options.items():
         if getattr(args, name) != default:
             raise ConfigError(f"{name.replace('_', '-')} {reason}")
-
-
-def _rules(args: argparse.Namespace) -> RuleTable:
-    """Join the rules of the command line and of the file; those of the command line first."""
-    given = parse_rules("\n".join(args.rule), "--rule") if args.rule else RuleTable()
-    listed = read_rules(args.rules) if args.rules is not None else RuleTable()
-    return RuleTable([*given, *listed])
 
 
 def _cpus(text: str | None) -> tuple[int, ...] | None:
