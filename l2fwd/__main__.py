@@ -14,6 +14,7 @@ VERSION: Final = "0.1.0"
 VERBS: Final = {
     "forward": "forward frames between two links",
     "rules": "test: which rule takes a frame, and why; check: read and count rules",
+    "flows": "what a running hybrid engine has learned",
     "lab": "a veth test bed in namespaces: up, down, demo",
     "check": "what this host and its links can do, and what mends the rest",
     "unload": "detach what a killed or pinned engine left on a link",

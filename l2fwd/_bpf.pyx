@@ -14,7 +14,7 @@ from l2fwd._libxdp cimport (
     bpf_link_create_opts, bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id,
     bpf_link_info, bpf_map, bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd,
     bpf_map__set_ifindex, bpf_map__set_max_entries, bpf_map__value_size, bpf_map_delete_elem,
-    bpf_map_lookup_batch, bpf_map_lookup_elem, bpf_map_update_batch, bpf_map_update_elem,
+    bpf_map_get_fd_by_id, bpf_map_info, bpf_map_lookup_batch, bpf_map_lookup_elem, bpf_map_update_batch, bpf_map_update_elem,
     bpf_obj_get, bpf_obj_get_info_by_fd, bpf_obj_pin, bpf_object, bpf_object__close,
     bpf_object__find_map_by_name, bpf_object__find_program_by_name,
     bpf_object__load, bpf_object__next_map, bpf_object__open_file, bpf_prog_get_fd_by_id,
@@ -116,6 +116,7 @@ cdef extern from * nogil:
 cdef enum:
     ITEMS_AT_ONCE = 4096
     GENERIC_META_BYTES = 8
+    MAX_PROGRAM_MAPS = 64
     BPF_F_TEST_XDP_LIVE_FRAMES = 1 << 1
 
 _logger = logging.getLogger("l2fwd.libbpf")
@@ -480,6 +481,42 @@ def program_name(uint32_t program_id):
         return info.name.decode()
     finally:
         os.close(fd)
+
+
+def program_map_items(uint32_t program_id, str name):
+    """Return all keys and values of a map of a loaded program, as ``BpfObject.items``.
+
+    Needs CAP_SYS_ADMIN.  ENOENT if the program has no map of that name.
+    """
+    cdef uint32_t ids[MAX_PROGRAM_MAPS]
+    cdef bpf_prog_info info
+    cdef bpf_map_info found
+    cdef uint32_t length = sizeof(info)
+    cdef uint32_t i
+    cdef int fd = bpf_prog_get_fd_by_id(program_id)
+    if fd < 0:
+        raise kernel_error(-fd, "open program", str(program_id))
+    try:
+        memset(&info, 0, sizeof(info))
+        info.nr_map_ids, info.map_ids = MAX_PROGRAM_MAPS, <uintptr_t>ids
+        if bpf_obj_get_info_by_fd(fd, &info, &length) < 0:
+            raise kernel_error(errno, "describe program", str(program_id))
+    finally:
+        os.close(fd)
+    for i in range(min(info.nr_map_ids, <uint32_t>MAX_PROGRAM_MAPS)):
+        fd = bpf_map_get_fd_by_id(ids[i])
+        if fd < 0:
+            raise kernel_error(-fd, "open map", str(ids[i]))
+        try:
+            memset(&found, 0, sizeof(found))
+            length = sizeof(found)
+            if bpf_obj_get_info_by_fd(fd, &found, &length) < 0:
+                raise kernel_error(errno, "describe map", str(ids[i]))
+            if found.name.decode() == name:
+                return map_items(fd, found.key_size, found.value_size)
+        finally:
+            os.close(fd)
+    raise kernel_error(ENOENT, "find map", f"{name} of program {program_id}")
 
 
 cdef bpf_link_info link_info(int fd) except *:

@@ -25,6 +25,15 @@ cdef extern from "bpf/bpf.h" nogil:
     struct bpf_prog_info:
         uint32_t id
         char name[16]
+        uint32_t nr_map_ids
+        uint64_t map_ids            # address of uint32_t[nr_map_ids]
+
+    struct bpf_map_info:
+        char name[16]
+        uint32_t key_size
+        uint32_t value_size
+
+    int bpf_map_get_fd_by_id(uint32_t id)
 
     struct xdp_link_info "xdp":
         uint32_t ifindex

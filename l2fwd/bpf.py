@@ -150,6 +150,31 @@ def describe_settled(ifindex: int) -> Attached:
         time.sleep(_EXIT_POLL_SECONDS)
 
 
+def attached_items(ifindex: int, ifname: str, map_name: str) -> tuple[bytes, bytes]:
+    """Return all keys, and all values, of a map of our program on a link.
+
+    Raises
+    ------
+    RunError
+        If no program of ours is there, or it has no such map.
+    KernelError
+        EPERM without CAP_SYS_ADMIN.
+    """
+    program_id = attached_program_id(ifindex)
+    if not program_id:
+        raise RunError(f"{ifname}: no XDP program is attached; start l2fwd forward first")
+    if not _bpf.program_name(program_id).startswith(PROGRAM_PREFIX):
+        raise RunError(f"{ifname}: {describe_attached(ifindex)} is not ours")
+    try:
+        return _bpf.program_map_items(program_id, map_name)
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise RunError(
+            f"{ifname}: its program learns no {map_name}; only --data-path hybrid does"
+        ) from None
+
+
 def _holders(program_id: int) -> tuple[int, ...]:
     """List the processes with an fd of a program, or of a bpf_link that holds it."""
     wanted = re.compile(rf"^prog_id:\s+{program_id}$", re.MULTILINE)

@@ -1,8 +1,11 @@
 """Data path ``hybrid``: what is learned, when the kernel takes over, and what a change touches."""
 
 import ctypes
+import json
 import socket
 import struct
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -281,6 +284,62 @@ def test_each_queue_has_flows_of_its_own(make_bed, forward, open_wire):
     summary = forwarder.stop()
     assert summary["forwarded"] == 400
     assert summary["unaccounted"] == 0
+
+
+def list_flows(bed, *words):
+    """Run ``flows`` in the middle namespace; return its exit code, output and errors."""
+    command = ["nsenter", f"--net=/run/netns/{bed.fwd}", sys.executable, "-m", "l2fwd", "flows"]
+    done = subprocess.run(
+        [*command, *words], capture_output=True, text=True, timeout=20, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_flows_are_listed_with_hits_and_age(bed, forward, ends):
+    rules = [
+        "in f0 proto udp sport 1024 src 10.77.0.0/24 -> out f1 set_dst_mac 02:00:00:00:00:10",
+        "in f0 proto udp sport 1025 -> out f1 swap_mac push_vlan 7 dec_ttl",
+    ]
+    forward(bed, "--data-path", "hybrid", "--rule", rules[0], "--rule", rules[1])
+    for flow, count in ((0, 20), (1, 5)):
+        for number in range(count):
+            ends[0].send(frame(flow, number))
+            time.sleep(0.02)
+    code, said, _ = list_flows(bed, "f0", "--json")
+    assert code == 0
+    *flows, summary = map(json.loads, said.splitlines())
+    assert summary == {"event": "summary", "flows": 2}
+    assert [flow["match"] + " -> " + flow["action"] for flow in flows] == [
+        "in f0 proto udp src 10.77.0.0/24 sport 1024 -> out f1 set_dst_mac 02:00:00:00:00:10",
+        "in f0 proto udp src 10.77.0.0/24 sport 1025 -> out f1 dec_ttl swap_mac push_vlan 7",
+    ]
+    for flow, most in zip(flows, (20, 5), strict=True):
+        assert most / 2 <= flow["packets"] < most
+        assert flow["bytes"] == flow["packets"] * len(frame(0, 0))
+        assert flow["is_settled"]
+        assert flow["by"] == "rule"
+        assert 0 <= flow["age"] < 60
+    code, said, _ = list_flows(bed, "f0", "-n", "1")
+    assert code == 0
+    assert said.splitlines()[-1] == "1 flows"
+    assert rules[0].partition("->")[2] in said
+
+
+@pytest.mark.parametrize(
+    ("data_path", "words", "code", "said"),
+    [
+        (None, ["f0"], 1, "no XDP program is attached"),
+        ("redirect", ["f0"], 1, "only --data-path hybrid does"),
+        ("hybrid", ["f9"], 2, "f9"),
+        ("hybrid", ["f0", "-n", "-1"], 2, "limit must be 0"),
+    ],
+)
+def test_where_nothing_is_learned_is_said(bed, forward, data_path, words, code, said):
+    if data_path:
+        forward(bed, "--data-path", data_path)
+    found, _, errors = list_flows(bed, *words)
+    assert (found, errors.count("\n")) == (code, 1)
+    assert said in errors
 
 
 # When the kernel takes over

@@ -25,7 +25,7 @@ LAYERS = (
     {"link", "ethtool", "netdev", "bpf", "pins", "_bpf"},
     {"rule_maps", "flow_table", "xsk"},
     {"datapath"},
-    {"engine", "check", "control", "explain", "metrics", "capture"},
+    {"engine", "check", "control", "explain", "flow_list", "metrics", "capture"},
     {"cli", "lab", "lab_traffic", "testing"},
     {"__main__", "__init__"},
 )
@@ -38,6 +38,7 @@ WITHIN_A_LAYER = {
     ("_decide", "_classify"),
     ("_classify", "_rings"),
     ("link", "ethtool"),
+    ("flow_list", "explain"),
     ("bpf", "_bpf"),
     ("bpf", "pins"),
     ("pins", "_bpf"),

@@ -1,0 +1,124 @@
+"""The flows that a running engine has learned, as rules that a user can read."""
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from l2fwd.abi import CHANGES, VERDICTS
+from l2fwd.bpf import attached_items
+from l2fwd.explain import shown
+from l2fwd.records import BY_POLICY, FLOW, FLOW_KEY
+from l2fwd.rules import Action
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SETTLED: Final = 2**64 - 1  # FLOW_SETTLED
+_VERDICTS: Final = {number: name for name, number in VERDICTS.items()}
+# Word of a rule -> where its bits are in a key.
+_BITS: Final = {
+    "src_mac": (10, 16),
+    "dst_mac": (4, 10),
+    "ethertype": (16, 18),
+    "vlan": (18, 22),
+    "proto": (22, 23),
+    "src": (32, 48),
+    "dst": (48, 64),
+    "sport": (24, 26),
+    "dport": (26, 28),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FlowLine:
+    """One learned flow.
+
+    Attributes
+    ----------
+    queue : int
+        RX queue of its packets.
+    match, action : str
+        In the words of a rule.
+    by : str
+        ``rule`` or ``policy``: who decided.
+    packets, bytes : int
+        Forwarded, dropped or passed by the kernel.
+    age : float
+        Seconds since the last packet.
+    is_settled : bool
+        Whether the kernel has taken over; until then its packets go through user space.
+    """
+
+    queue: int
+    match: str
+    action: str
+    by: str
+    packets: int
+    bytes: int
+    age: float
+    is_settled: bool
+
+
+def list_flows(ifindex: int, ifname: str) -> Iterator[FlowLine]:
+    """Yield the flows from one link, those with most packets first.
+
+    Raises
+    ------
+    RunError
+        If no engine with the data path ``hybrid`` runs on the link.
+    """
+    keys, values = attached_items(ifindex, ifname, "flows")
+    _, masks = attached_items(ifindex, ifname, "flow_masks")
+    parsed, flows = np.frombuffer(keys, FLOW_KEY), np.frombuffer(values, FLOW)
+    now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    for i in np.argsort(-flows["packets"].astype(np.int64), kind="stable"):
+        key, flow = parsed[i], flows[i]
+        if key["packet"]["in_ifindex"] != ifindex:
+            continue
+        slot = int(key["mask_slot"])
+        yield FlowLine(
+            queue=int(key["queue"]),
+            match=_match(ifname, key["packet"].tobytes(), masks[slot * 64 : slot * 64 + 64]),
+            action=_action(flow["action"]),
+            by="policy" if flow["action"]["flags"] & BY_POLICY else "rule",
+            packets=int(flow["packets"]),
+            bytes=int(flow["bytes"]),
+            age=max(0, now - int(flow["last_seen"])) / 1e9,
+            is_settled=int(flow["wait_for"]) == _SETTLED,
+        )
+
+
+def _match(ifname: str, key: bytes, mask: bytes) -> str:
+    words = ["in", ifname]
+    for field, word in shown(key).items():
+        first, end = _BITS[field]
+        known = int.from_bytes(mask[first:end]).bit_count()
+        if not known:
+            continue
+        is_cut = field in ("src", "dst") and known < (32 if "." in word else 128)
+        words += [field, f"{word}/{known}" if is_cut else word]
+    return " ".join(words)
+
+
+def _action(action: "NDArray[Any]") -> str:
+    kind = _VERDICTS.get(int(action["verdict"]), "?")
+    if kind != "out":
+        return kind
+    changes = int(action["changes"])
+    rewrites: dict[str, Any] = {name: bool(changes & bit) for name, bit in CHANGES.items()}
+    for name in ("src_mac", "dst_mac"):
+        is_set = rewrites["set_" + name]
+        rewrites["set_" + name] = action[name].tobytes() if is_set else None
+    rewrites["push_vlan"] = int(action["vlan"]) if rewrites["push_vlan"] else None
+    return str(Action(kind="out", out_link=_ifname(int(action["out_ifindex"])), **rewrites))
+
+
+def _ifname(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"link-{ifindex}"
