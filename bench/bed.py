@@ -2,23 +2,26 @@
 
 The generator has CPU 0 and offers several times what an engine carries, so the engine, on
 CPU 1, is the limit.  The sink has GRO off and drops in the stack: an XDP program there would
-copy every frame that AF_XDP sent (veth_convert_skb_to_xdp_buff).
+copy every frame that AF_XDP sent (veth_convert_skb_to_xdp_buff).  For engines in the kernel
+it has one, as a veth takes redirected frames by its NAPI only; that runs on the engine's CPU.
 """
 
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from l2fwd import ethtool, link
 from l2fwd._bpf import test_run
-from l2fwd.bpf import Program
+from l2fwd.bpf import Attachment, Program
+from l2fwd.config import AttachMode
 from l2fwd.lab import Bed, Forwarder
 
 GENERATOR_CPU: Final = 0
@@ -27,6 +30,11 @@ _LIVE_FRAMES: Final = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
 _FRAMES_PER_RUN: Final = 1 << 24  # a run costs 20 ms to set up
 _FRAMES_PER_BATCH: Final = 256  # TEST_XDP_MAX_BATCH
 _HEADER: Final = bytes.fromhex("02 00 00 01 01 02  02 00 00 01 01 01  88 b5")  # experimental
+_UDP: Final = (
+    bytes.fromhex("020000000002 020000000001 0800")
+    + bytes.fromhex("45000032 00000000 40110000 0a4d0001 0a4d0002")
+    + bytes.fromhex("04000009 001e0000")
+)
 _FLOW_SECONDS: Final = 20.0  # testpmd takes a few to start
 _WARM_UP_SECONDS: Final = 0.3
 _STOP_SECONDS: Final = 5.0
@@ -39,22 +47,59 @@ Engine = AbstractContextManager[None]
 
 
 @contextmanager
-def bench_bed() -> Iterator[Bed]:
+def bench_bed(*, in_kernel: bool = False) -> Iterator[Bed]:
     """Make the lab, with a sink that costs the engine little."""
-    with Bed(f"l2fwd-bench{os.getpid()}") as bed:
+    with ExitStack() as undo:
+        bed = undo.enter_context(Bed(f"l2fwd-bench{os.getpid()}"))
         with link.in_netns(bed.sink):
-            ethtool.set_features("s0", {"generic-receive-offload": False})
+            if in_kernel:
+                undo.callback(_drop_all("s0").detach)
+            else:
+                ethtool.set_features("s0", {"generic-receive-offload": False})
         yield bed
 
 
-def forward_rate(engine: Engine, bed: Bed, size: int, seconds: float) -> float:
-    """Return the frames of ``size`` bytes per second that reach the sink through ``engine``."""
-    with engine, _helper(bed.gen, "generate", str(size)):
+def _drop_all(ifname: str) -> Attachment:
+    program = Program("lab_drop")
+    return program.attach(link.find_link(ifname).ifindex, ifname, AttachMode.NATIVE)
+
+
+def forward_rate(
+    engine: Engine, bed: Bed, size: int, seconds: float, *, packet: str = "raw", flows: int = 0
+) -> float:
+    """Return the frames of ``size`` bytes per second that reach the sink through ``engine``.
+
+    ``packet``: ``raw`` or ``udp``; ``flows``: how many IPv4 sources take turns.
+    """
+    with engine, generator(bed, size, packet, flows):
         _wait_for_flow(bed)
         time.sleep(_WARM_UP_SECONDS)
         began, before = time.monotonic(), _received(bed)
         time.sleep(seconds)
         return (_received(bed) - before) / (time.monotonic() - began)
+
+
+def generator(bed: Bed, size: int, packet: str = "raw", flows: int = 0) -> Engine:
+    """Send frames on g0 while the context lasts."""
+    return _helper(bed.gen, "generate", str(size), packet, str(flows))
+
+
+def udp_packet(size: int) -> bytes:
+    """Return the UDP packet that ``generator`` sends."""
+    return _UDP.ljust(size, b"\0")
+
+
+def place_napi(bed: Bed) -> None:
+    """Have the kernel's side of f0 and s0 run on the engine's CPU, in threads of its own."""
+    for netns, ifname in ((bed.fwd, "f0"), (bed.sink, "s0")):
+        command = f"echo 1 > /sys/class/net/{ifname}/threaded"
+        subprocess.run(["ip", "netns", "exec", netns, "sh", "-c", command], check=True)
+        for comm in Path("/proc").glob("[0-9]*/comm"):
+            with suppress(OSError):
+                if comm.read_text().startswith(f"napi/{ifname}-"):
+                    thread = int(comm.parent.name)
+                    os.sched_setaffinity(thread, {ENGINE_CPU})
+                    os.setpriority(os.PRIO_PROCESS, thread, _PRIORITY)
 
 
 def wait_until_quiet(seconds: float) -> bool:
@@ -85,10 +130,15 @@ def peers() -> dict[str, Callable[[Bed], Engine]]:
     return found
 
 
-@contextmanager
-def ours(bed: Bed) -> Iterator[None]:
+def ours(bed: Bed) -> Engine:
     """Run our engine, copy mode, one worker."""
-    arguments = ["f0", "f1", "--bind", "copy", "--cpus", str(ENGINE_CPU), "--interval", "0"]
+    return forwarder(bed, "--bind", "copy", "--cpus", str(ENGINE_CPU))
+
+
+@contextmanager
+def forwarder(bed: Bed, *options: str) -> Iterator[None]:
+    """Run our engine with options of ``forward``."""
+    arguments = ["f0", "f1", *options, "--interval", "0"]
     with Forwarder(bed.fwd, arguments) as forwarder:
         _prefer(forwarder.pid)
         for _ in forwarder.wait_for("ready", _FLOW_SECONDS):
@@ -168,13 +218,14 @@ def _received(bed: Bed) -> int:
     return int(line.split(":")[1].split()[1])
 
 
-def _generate(size: int) -> None:
+def _generate(size: int, kind: str, flows: int) -> None:
     """Send frames on g0 for ever, as fast as the kernel makes them."""
     os.sched_setaffinity(0, {GENERATOR_CPU})
     program = Program("lab_send")
     program.load()
+    program.update("lab_flows", {bytes(4): struct.pack("=II", flows, 0)})
     ifindex = link.find_link("g0").ifindex
-    packet = _HEADER.ljust(size, b"\0")
+    packet = (_UDP if kind == "udp" else _HEADER).ljust(size, b"\0")
     while True:
         test_run(
             program.fd,
@@ -204,6 +255,6 @@ def _loop() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "generate":
-        _generate(int(sys.argv[2]))
+        _generate(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     else:
         _loop()

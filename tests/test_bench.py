@@ -36,3 +36,12 @@ def test_the_forwarding_bench_ends_with_a_ratio_per_peer_and_size():
     for peer in result["peers"].values():
         for figures in peer.values():
             assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
+
+
+@pytest.mark.privileged
+def test_the_bench_of_the_kernels_paths_ends_with_ratios_and_how_fast_it_learns():
+    result = last_object("bench_paths.py")
+    for figures in result["paths"].values():
+        assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
+    assert result["new_flows_per_second"] > 0
+    assert 0 < result["entry_us"]["p50"] <= result["entry_us"]["p99"]
