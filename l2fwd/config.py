@@ -262,7 +262,8 @@ class ForwardConfig:
     carrier_timeout : float
         Seconds to wait for a carrier that the attaching took down.
     rules : RuleTable
-        Empty: every packet goes from each link to the other one.
+        Empty: every packet goes from each link to the other one, or to the policy where ``miss``
+        is ``user``.
     miss : str
         What happens to packets that no rule takes: ``pass`` (host stack), ``drop``, or ``user``:
         the policy decides.

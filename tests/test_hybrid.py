@@ -224,6 +224,25 @@ def test_flows_outlive_a_change_that_looks_at_other_fields(bed, hybrid, ends):
     assert learned(path)[1024][1] == SETTLED
 
 
+def test_hits_of_a_rule_are_its_own_wherever_they_were_counted(bed, hybrid, ends):
+    text = "in f0 proto udp sport {} -> {}"
+    path = hybrid("\n".join(text.format(1024 + i, "out f1") for i in range(2)))
+    for flow in range(2):
+        settle(ends, frame(flow, 0))
+    size = len(frame(0, 0))
+    first, second = path.config.rules
+    assert path.hits() == {first: (20, 20 * size), second: (20, 20 * size)}
+    kept, new = parse_rules(f"{first}\n" + text.format(1026, "out f1 swap_mac"))
+    path.apply(parse_rules(f"{kept}\n{new}"))
+    gen, sink = ends
+    for flow in (0, 2, 2):
+        gen.send(frame(flow, 1))
+        receive(sink, 1)
+    assert path.hits() == {kept: (21, 21 * size), new: (2, 2 * size)}
+    path.apply(parse_rules(f"{kept}\n{second}"))
+    assert path.hits() == {kept: (21, 21 * size), second: (0, 0)}
+
+
 def test_a_flow_without_traffic_is_forgotten(bed, hybrid, ends):
     path = hybrid(flows=FlowConfig(timeout=1.0))
     settle(ends, frame(0, 0))

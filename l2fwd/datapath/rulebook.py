@@ -102,8 +102,11 @@ class Rulebook:
         self.compiled = self._maps.apply(self._ranked(), self.ifindexes, self.config.miss)
 
     def _ranked(self) -> Sequence[Rule]:
-        """Return the rules by rank; without any, those of a plain pair of links."""
-        if len(self.table):
+        """Return the rules by rank; without any, those of a plain pair of links.
+
+        But where a policy is asked about what no rule takes, no rules means all of it.
+        """
+        if len(self.table) or self.config.miss == "user":
             return self.table.ranked()
         there = self._pair_rule(self.config.in_link, self.config.out_link, is_out=True)
         if self.config.one_way:

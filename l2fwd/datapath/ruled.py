@@ -64,6 +64,7 @@ class RuledPath(AfxdpPath):
         self._flows: FlowTable | None = None
         self._classifier: Classifier | None = None
         self._progress: dict[str, Progress] = {}
+        self._counted_before: dict[Rule, tuple[int, int]] = {}  # by earlier rules of the same id
         self._forgotten = 0
         self._next_age = 0.0
 
@@ -116,8 +117,11 @@ class RuledPath(AfxdpPath):
             If a rule names a link that is none of the job's, or the rules do not fit; the old
             ones stay.
         """
-        before = self._book.compiled
+        before, ids = self._book.compiled, self._book.ids()
         self._book.apply(rules)
+        for rule, rule_id in self._book.ids().items():
+            if rule not in ids:
+                self._counted_before[rule] = self._worker_hits(rule_id)
         classifier = self._compile()
         self._swap(classifier)
         if self._flows is not None and self._learns:
@@ -126,14 +130,17 @@ class RuledPath(AfxdpPath):
 
     def hits(self) -> dict[Rule, tuple[int, int]]:
         """Return packets and bytes that each rule has taken."""
-        found = self._book.hits()
-        for rule, rule_id in self._book.ids().items():
-            packets, size = found[rule]
-            for each in self.workers:
-                more = each.rule_hits(rule_id)
-                packets, size = packets + more[0], size + more[1]
-            found[rule] = (packets, size)
+        found = {}
+        ids = self._book.ids()
+        for rule, (packets, size) in self._book.hits().items():
+            more = self._worker_hits(ids[rule])
+            less = self._counted_before.get(rule, (0, 0))
+            found[rule] = (packets + more[0] - less[0], size + more[1] - less[1])
         return found
+
+    def _worker_hits(self, rule_id: int) -> tuple[int, int]:
+        counts = [each.rule_hits(rule_id) for each in self.workers]
+        return sum(packets for packets, _ in counts), sum(size for _, size in counts)
 
     def _worker_options(self, of: QueueWorker, umem: Umem) -> dict[str, Any]:
         assert self._host is not None
