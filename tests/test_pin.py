@@ -119,7 +119,7 @@ def test_the_end_says_that_it_goes_on_and_what_ends_it(bed, folder, forward):
     plain = subprocess.run(
         [*command, "forward", "f0", "f1", *options], capture_output=True, text=True, check=True
     )
-    assert f"0 rules, pinned in {folder}" in plain.stdout
+    assert f"all to the other link, pinned in {folder}" in plain.stdout
     assert "l2fwd unload f0 f1 ends it" in plain.stdout
     assert "forwarded 0 of 0 packets" in plain.stdout
     unloaded = subprocess.run(

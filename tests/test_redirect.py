@@ -310,7 +310,7 @@ def test_fast_l2fwds_own_command_line_rewrites_only_what_it_names(bed, open_wire
     command = ["nsenter", f"--net=/run/netns/{bed.fwd}", sys.executable, "-m", "l2fwd"]
     process = subprocess.Popen([*command, *words.split()], stdout=subprocess.PIPE, text=True)
     with process:
-        assert "forwarded in the kernel, 1 rules" in process.stdout.readline()
+        assert "forwarded by the rules, 1 rule" in process.stdout.readline()
         with link.in_netns(bed.gen):
             subprocess.run(
                 ["ip", "neigh", "replace", "10.77.0.2", "lladdr", "02:00:00:00:00:02", "dev", "g0"],
@@ -359,13 +359,20 @@ def test_a_wrong_flag_of_fast_l2fwd_is_named(words, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--rule", "any -> out f1"], "--data-path redirect"),
-        (["--data-path", "warp"], "afxdp or redirect"),
+        (["--rule", "any -> out f9"], "f9"),
+        (["--data-path", "warp"], "afxdp, redirect or hybrid"),
         (["--data-path", "redirect", "--rule", "any -> out f9"], "f9"),
         (["--data-path", "redirect", "--rule", "any -> out"], "out"),
         (["--data-path", "redirect", "--rule", "dst 10.0.0.0/33 -> drop"], "dst"),
         (["--data-path", "redirect", "--rule", "any -> user"], "user"),
-        (["--data-path", "redirect", "--miss", "user"], "pass or drop"),
+        (["--data-path", "redirect", "--miss", "user"], "redirect has none"),
+        (["--data-path", "hybrid", "--miss", "user"], "name one with --policy"),
+        (["--miss", "warp"], "pass, drop, user"),
+        (["--rule", "any -> user"], "name one with --policy"),
+        (["--rule", "any -> out f1", "--chain"], "chain"),
+        (["--data-path", "hybrid", "--policy", "/nonexistent.py"], "/nonexistent.py"),
+        (["--data-path", "redirect", "--flow-timeout", "5"], "flow-timeout is about learned"),
+        (["--data-path", "hybrid", "--flow-table-size", "0"], "flow-table-size must be"),
         (["--data-path", "redirect", "--rules", "/nonexistent"], "/nonexistent"),
         (["--data-path", "redirect", "--rules", "/dev/null"], "/dev/null"),
         (["--data-path", "redirect", "--ring-size", "64"], "ring-size"),

@@ -119,14 +119,16 @@ def _row(rate: dict[str, Any]) -> list[str]:
 
 def _ready_lines(event: dict[str, Any]) -> list[str]:
     """Say per socket, or per link, what was obtained."""
-    return [_socket_line(each) for each in event["sockets"]] + [
-        _link_line(each, with_sockets=bool(event["sockets"])) for each in event["links"]
+    return [
+        *(_link_line(each, with_sockets=bool(event["sockets"])) for each in event["links"]),
+        *map(_socket_line, event["sockets"]),
     ]
 
 
 def _link_line(each: dict[str, Any], *, with_sockets: bool) -> str:
     where = "by the rules" if with_sockets else "in the kernel"
-    rules = f"{each['rules']} rules" if each["rules"] else "all to the other link"
+    count = each["rules"]
+    rules = f"{count:,} rule{'s' * (count != 1)}" if count else "all to the other link"
     pin = f", pinned in {each['pin']}" if each.get("pin") else ""
     return f"{each['link']}: {each['attach_mode']} XDP, forwarded {where}, {rules}{pin}"
 
