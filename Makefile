@@ -31,7 +31,8 @@ lint: build                  ## style and types
 	$(BIN)/clang-format --dry-run -Werror kern/*.[ch] bench/*.c
 
 bench: build                 ## ratios against the C reference and the peers found
-	$(BIN)/python bench/bench_rings.py && $(SUDO) $(BIN)/python bench/bench_forward.py
+	$(BIN)/python bench/bench_rings.py && $(SUDO) $(BIN)/python bench/bench_programs.py && \
+	$(SUDO) $(BIN)/python bench/bench_forward.py
 
 clean:                       ## back to what is in git
 	rm -rf build dist *.egg-info $(VENV) l2fwd/*.so l2fwd/bpf_objects .*_cache .hypothesis .benchmarks

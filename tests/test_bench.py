@@ -45,3 +45,13 @@ def test_the_bench_of_the_kernels_paths_ends_with_ratios_and_how_fast_it_learns(
         assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
     assert result["new_flows_per_second"] > 0
     assert 0 < result["entry_us"]["p50"] <= result["entry_us"]["p99"]
+
+
+@pytest.mark.privileged
+def test_the_program_bench_ends_with_a_ratio_its_spread_and_the_goal_per_program_and_size():
+    result = last_object("bench_programs.py")
+    assert result["goals"] == {"xconnect": 1.5, "rule": 3.0, "flow": 3.0}
+    for programs in result["sizes"].values():
+        assert set(programs) == {"plain", *result["goals"]}
+        for figures in programs.values():
+            assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
