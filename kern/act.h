@@ -6,12 +6,51 @@
 #include "change.h"
 #include "counters.h"
 
+#define LINK_ROOMS 64
+
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
 	__type(key, __u32);   /* ifindex */
 	__type(value, __u32); /* the same */
 	__uint(max_entries, 64);
 } links SEC(".maps");
+
+/* What bpf_check_mtu has said in this tick of the clock, per CPU.  Calls into the kernel are most
+ * of a program's time, and reading the tick is none.
+ */
+struct link_room {
+	__u64 tick;
+	__u32 ifindex;
+	__u32 length; /* of the longest packet that passed */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32); /* ifindex % LINK_ROOMS */
+	__type(value, struct link_room);
+	__uint(max_entries, LINK_ROOMS);
+} rooms SEC(".maps");
+
+/* Whether the packet is no longer than the link's MTU allows; a new MTU counts from the next tick.
+ */
+static __always_inline int fits(struct xdp_md *ctx, __u32 ifindex)
+{
+	__u64 length = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+	__u32 place = ifindex % LINK_ROOMS;
+	struct link_room *room = bpf_map_lookup_elem(&rooms, &place);
+	__u64 tick = bpf_jiffies64();
+
+	if (!room)
+		return 0;
+	if (room->tick == tick && room->ifindex == ifindex && room->length >= length)
+		return 1;
+	if (bpf_check_mtu(ctx, ifindex, &(__u32){0}, 0, 0) == BPF_MTU_CHK_RET_FRAG_NEEDED)
+		return 0;
+	room->tick = tick;
+	room->ifindex = ifindex;
+	room->length = length;
+	return 1;
+}
 
 static __always_inline int change_packet(struct xdp_md *ctx, const struct rule_action *action,
 					 const struct packet_key *key)
@@ -46,8 +85,7 @@ static __always_inline int send_out(struct xdp_md *ctx, const struct rule_action
 		count->change_drops++;
 		return XDP_DROP;
 	}
-	if (bpf_check_mtu(ctx, action->out_ifindex, &(__u32){0}, 0, 0) ==
-	    BPF_MTU_CHK_RET_FRAG_NEEDED) {
+	if (!fits(ctx, action->out_ifindex)) {
 		count->mtu_drops++;
 		return XDP_DROP;
 	}

@@ -34,6 +34,34 @@ struct {
 	__uint(max_entries, 64); /* set to the link's queue count before loading */
 } progress SEC(".maps");
 
+/* The clock as it was read first in this tick, per CPU: between two ticks it stands still. */
+struct clock {
+	__u64 tick;
+	__u64 now; /* ns, CLOCK_MONOTONIC_COARSE */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32); /* 0 */
+	__type(value, struct clock);
+	__uint(max_entries, 1);
+} clocks SEC(".maps");
+
+static __always_inline __u64 read_clock(void)
+{
+	__u32 zero = 0;
+	struct clock *clock = bpf_map_lookup_elem(&clocks, &zero);
+	__u64 tick = bpf_jiffies64();
+
+	if (!clock)
+		return 0;
+	if (clock->tick != tick) {
+		clock->tick = tick;
+		clock->now = bpf_ktime_get_coarse_ns();
+	}
+	return clock->now;
+}
+
 static __always_inline __u32 find_flow_order(void)
 {
 	__u32 zero = 0, *order = bpf_map_lookup_elem(&flow_order, &zero);
@@ -113,7 +141,7 @@ static __always_inline void count_flow(struct flow *flow, __u64 bytes)
 {
 	flow->packets++;
 	flow->bytes += bytes;
-	flow->last_seen = bpf_ktime_get_coarse_ns();
+	flow->last_seen = read_clock();
 }
 
 #endif

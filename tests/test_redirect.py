@@ -211,6 +211,19 @@ def test_a_packet_over_the_other_links_mtu_is_counted(bed, forward, open_wire):
     assert forwarder.stop()["drops"] == {"tx_mtu_drops": 10}
 
 
+def test_a_new_mtu_counts_from_the_next_tick(bed, forward, open_wire):
+    """F8"""
+    forwarder = forward(bed, "--data-path", "redirect")
+    wire = open_wire(bed)
+    for mtu, arrives in ((1500, True), (1000, False), (1500, True)):
+        with link.in_netns(bed.fwd):
+            link.set_mtu("f1", mtu)
+        time.sleep(0.05)
+        sent = wire.send(10, length=1400) + wire.send(1, length=60)
+        assert wire.receive(11, seconds=1) == (sent if arrives else sent[10:])
+    assert forwarder.stop()["drops"] == {"tx_mtu_drops": 10}
+
+
 def test_frames_for_the_next_bridge_stay_on_their_link(bed, forward, open_wire):
     """P8"""
     forwarder = forward(bed, "--data-path", "redirect")
