@@ -46,7 +46,7 @@ static __always_inline int decide(struct xdp_md *ctx, const struct packet_key *k
 	const struct rule_action *action;
 	__u32 verdict;
 
-	action = find_rule(key, &verdict);
+	action = find_rule(key, current_generation(), &verdict);
 	if (action)
 		verdict = verdict_of(ctx, action, key);
 	if (verdict == VERDICT_OUT || verdict == VERDICT_USER)

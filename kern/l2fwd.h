@@ -77,6 +77,18 @@ enum action_flag {
 	ACTION_NOT_LEARNED = 1 << 1, /* for this packet only */
 };
 
+#define MAX_MASKS 64 /* per generation */
+
+/* For a link whose packets all get the same action, but link-local ones.  None of it needs the
+ * packet_key.
+ */
+struct link_rule {
+	__u32 in_ifindex; /* 0: none */
+	struct rule_action action;
+};
+
+#define LINK_RULES 64 /* per generation, by ifindex % LINK_RULES */
+
 struct rule_table { /* one per parity of the generation */
 	__u32 mask_count;
 	__u32 miss_verdict; /* enum rule_verdict */
@@ -86,8 +98,6 @@ struct rule_hits { /* per CPU, one per rule */
 	__u64 packets;
 	__u64 bytes;
 };
-
-#define MAX_MASKS 64 /* per generation */
 
 /* A flow: packets of one RX queue that no rule can tell apart. */
 struct flow_key {

@@ -14,17 +14,19 @@ struct {
 SEC("xdp.frags")
 int l2fwd_redirect(struct xdp_md *ctx)
 {
-	const struct rule_action *action = NULL;
-	__u32 verdict = VERDICT_PASS;
+	const struct rule_action *action;
+	__u32 verdict = VERDICT_PASS, version;
 	__u64 bytes = (void *)(long)ctx->data_end - (void *)(long)ctx->data; /* as received */
 	struct datapath_counters *count;
-	struct packet_key key;
+	struct packet_key key = {};
 
 	count = find_counters();
 	if (!count)
 		return XDP_ABORTED;
-	if (!parse_packet(ctx, &key))
-		action = find_rule(&key, &verdict);
+	version = current_generation();
+	action = find_link_rule(ctx, version);
+	if (!action && !parse_packet(ctx, &key))
+		action = find_rule(&key, version, &verdict);
 	if (action) {
 		count_hit(action, bytes);
 		verdict = verdict_of(ctx, action, &key);

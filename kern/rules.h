@@ -29,6 +29,13 @@ struct {
 } masks SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32); /* (generation & 1) * LINK_RULES + in_ifindex % LINK_RULES */
+	__type(value, struct link_rule);
+	__uint(max_entries, 2 * LINK_RULES);
+} link_rules SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct rule_key);
@@ -54,27 +61,45 @@ static __always_inline void mask_key(struct packet_key *masked, const struct pac
 		to[i] = from[i] & by[i];
 }
 
+/* Read once: all of a packet's look-ups are in one version of the table. */
+static __always_inline __u32 current_generation(void)
+{
+	__u32 zero = 0, *current = bpf_map_lookup_elem(&generation, &zero);
+
+	return current ? *(volatile __u32 *)current : 0;
+}
+
+/* The rule that takes this packet whatever is in it; NULL if the packet has to be parsed. */
+static __always_inline const struct rule_action *find_link_rule(struct xdp_md *ctx, __u32 version)
+{
+	void *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	__u32 place = (version & 1) * LINK_RULES + ctx->ingress_ifindex % LINK_RULES;
+	const struct link_rule *rule = bpf_map_lookup_elem(&link_rules, &place);
+
+	if (!rule || rule->in_ifindex != ctx->ingress_ifindex)
+		return NULL;
+	if ((void *)(eth + 1) > end || is_link_local(eth->h_dest))
+		return NULL;
+	return &rule->action;
+}
+
 /* The rule of least rank that matches; NULL and the miss verdict if none does. */
 static __always_inline const struct rule_action *find_rule(const struct packet_key *key,
-							   __u32 *miss_verdict)
+							   __u32 version, __u32 *miss_verdict)
 {
 	const struct rule_action *best = NULL, *found;
 	const struct rule_table *table;
 	const struct rule_mask *mask;
 	struct rule_key masked;
-	__u32 zero = 0, slot, place, *current;
+	__u32 slot = version & 1, place;
 
 	*miss_verdict = VERDICT_PASS;
-	current = bpf_map_lookup_elem(&generation, &zero);
-	if (!current)
-		return NULL;
-	/* Once: all of this packet's look-ups are in one version of the table. */
-	masked.generation = *(volatile __u32 *)current;
-	slot = masked.generation & 1;
 	table = bpf_map_lookup_elem(&tables, &slot);
 	if (!table)
 		return NULL;
 	*miss_verdict = table->miss_verdict;
+	masked.generation = version;
 	for (__u32 i = 0; i < MAX_MASKS; i++) {
 		if (i >= table->mask_count)
 			break;

@@ -12,19 +12,54 @@ from typing import Final
 from l2fwd.abi import VERDICTS
 from l2fwd.bpf import Program, wait_for_running_programs
 from l2fwd.errors import ConfigError
-from l2fwd.rule_table import MAX_MASKS, CompiledRules, compile_rules
-from l2fwd.rules import Rule
+from l2fwd.rule_keys import key_masks
+from l2fwd.rule_table import ACTION, MAX_MASKS, CompiledRules, compile_rules
+from l2fwd.rules import Match, Rule
 
 MAX_ENTRIES: Final = 1 << 17  # of one version
-SHARED_MAPS: Final = ("generation", "tables", "masks", "rules", "hits", "links")
+LINK_RULES: Final = 64  # LINK_RULES in kern/l2fwd.h
+SHARED_MAPS: Final = ("generation", "tables", "masks", "link_rules", "rules", "hits", "links")
 
 _U32: Final = struct.Struct("=I")
 _KEY_HEAD: Final = struct.Struct("=II")  # struct rule_key: generation, mask_index
+_NO_LINK_RULE: Final = bytes(_U32.size + ACTION.size)  # struct link_rule: in_ifindex, action
 
 
 def map_sizes(rule_count: int) -> dict[str, int]:
     """Return sizes of the maps that leave room for as many rules again."""
     return {"rules": 2 * MAX_ENTRIES, "hits": max(1024, 2 * rule_count)}
+
+
+def link_rules(
+    rules: Sequence[Rule], ifindexes: Mapping[str, int], compiled: CompiledRules
+) -> list[bytes]:
+    """Return the links that need no look at a packet, as struct link_rule by ifindex.
+
+    Those are the links whose first rule takes every packet.  To leave one out is right, too:
+    the rules are then looked up.
+
+    Parameters
+    ----------
+    rules : sequence of Rule
+        In order of precedence.
+    ifindexes : mapping of str to int
+    compiled : CompiledRules
+        Of the same rules.
+
+    Returns
+    -------
+    list of bytes
+        LINK_RULES of them.
+    """
+    places = {mask: place for place, (mask, _) in enumerate(compiled.masks)}
+    found = [_NO_LINK_RULE] * LINK_RULES
+    for name, ifindex in ifindexes.items():
+        first = next((rule for rule in rules if rule.match.in_link in (name, None)), None)
+        if first and first.match == Match(in_link=first.match.in_link) and not first.action.dec_ttl:
+            ((mask, key),) = key_masks(first, ifindexes)
+            action = compiled.entries[places[mask], key]
+            found[ifindex % LINK_RULES] = _U32.pack(ifindex) + action
+    return found
 
 
 class RuleMaps:
@@ -70,7 +105,8 @@ class RuleMaps:
         for rule, rule_id in ids.items():
             if rule not in self._ids and rule_id in self._used:
                 self._before[rule_id] = self._program.sums("hits", rule_id, 2)
-        old, self._keys = self._keys, self._fill(compiled, miss)
+        at_links = link_rules(rules, ifindexes, compiled)
+        old, self._keys = self._keys, self._fill(compiled, at_links, miss)
         self._program.update("generation", {_U32.pack(0): _U32.pack(self._generation)})
         wait_for_running_programs()
         self._program.delete("rules", old)
@@ -108,7 +144,7 @@ class RuleMaps:
             found[rule] = (packets - before[0], size - before[1])
         return found
 
-    def _fill(self, compiled: CompiledRules, miss: str) -> list[bytes]:
+    def _fill(self, compiled: CompiledRules, at_links: list[bytes], miss: str) -> list[bytes]:
         """Write the next version beside the one in force; return its keys."""
         self._generation += 1
         slot = self._generation & 1
@@ -119,6 +155,8 @@ class RuleMaps:
         if masks:
             self._program.update("masks", masks)
         table = struct.pack("=II", len(compiled.masks), VERDICTS[miss])
+        links = {_U32.pack(slot * LINK_RULES + i): at for i, at in enumerate(at_links)}
+        self._program.update("link_rules", links)
         self._program.update("tables", {_U32.pack(slot): table})
         generation = self._generation
         keys = [_KEY_HEAD.pack(generation, place) + key for place, key in compiled.entries]

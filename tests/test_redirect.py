@@ -22,7 +22,7 @@ from l2fwd.config import ForwardConfig, Rewrite
 from l2fwd.datapath.redirect import RedirectPath
 from l2fwd.errors import ConfigError
 from l2fwd.rule_keys import KEY
-from l2fwd.rule_maps import MAX_ENTRIES, RuleMaps, map_sizes
+from l2fwd.rule_maps import LINK_RULES, MAX_ENTRIES, RuleMaps, link_rules, map_sizes
 from l2fwd.rule_table import ACTION, MAX_MASKS, compile_rules
 from l2fwd.rules import Rule, RuleTable, parse_rules
 from tests import oracle
@@ -89,6 +89,43 @@ def test_the_kernel_and_the_oracle_agree(kernel):
 
     agree()
     assert seen == {"out", "drop", "pass"}
+
+
+@pytest.mark.parametrize(
+    ("text", "links_alone"),
+    [
+        ("in eth0 -> out eth1 set_dst_mac 02:00:00:00:00:0c\nin eth1 -> drop", {"eth0", "eth1"}),
+        ("any -> out eth0 push_vlan 7", {"eth0", "eth1"}),
+        ("in eth0 -> pass\nany -> drop", {"eth0", "eth1"}),
+        ("any -> out eth0\nin eth0 dst_mac 01:80:c2:00:00:00 -> out eth1", {"eth1"}),
+        ("in eth0 proto udp -> drop\nin eth0 -> out eth1\nin eth1 -> out eth0", {"eth1"}),
+        ("in eth0 -> out eth1 dec_ttl\nin eth1 -> out eth0 swap_mac", {"eth1"}),
+        ("src 0.0.0.0/0 -> drop", set()),
+    ],
+)
+def test_links_whose_packets_need_no_look_get_the_oracles_verdict(kernel, text, links_alone):
+    program, maps, ifindexes = kernel
+    table = parse_rules(text)
+    ranked = table.ranked()
+    found = link_rules(ranked, ifindexes, compile_rules(ranked, ifindexes, MAX_ENTRIES))
+    at_links = {int.from_bytes(each[:4], sys.byteorder) for each in found} - {0}
+    assert at_links == {ifindexes[name] for name in links_alone}
+    maps.apply(ranked, ifindexes, "pass")
+    rng = random.Random(text)
+    for _ in range(200):
+        frame = random_frame(rng).ljust(14, b"\0")
+        name = rng.choice(sorted(ifindexes))
+        rule = oracle.classify(table, name, frame)
+        expected = oracle.apply(rule.action, frame) if rule else ("pass", frame)
+        verdict, became = run_packet(program.fd, frame, ifindexes[name])
+        assert (VERDICTS[verdict], became) == expected, (str(rule), frame.hex())
+
+
+def test_of_two_links_at_one_place_one_is_looked_up_as_before(kernel):
+    program, maps, ifindexes = kernel
+    ifindexes["eth2"] = ifindexes["eth0"] + LINK_RULES
+    maps.apply(parse_rules("in eth0 -> drop\nin eth2 -> pass").ranked(), ifindexes, "pass")
+    assert VERDICTS[run_packet(program.fd, bytes(60), ifindexes["eth0"])[0]] == "drop"
 
 
 def test_every_cut_of_a_frame_gets_the_oracles_verdict(kernel):
