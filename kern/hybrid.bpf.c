@@ -63,7 +63,7 @@ int l2fwd_hybrid(struct xdp_md *ctx)
 {
 	__u64 bytes = (void *)(long)ctx->data_end - (void *)(long)ctx->data; /* as received */
 	struct datapath_counters *count;
-	struct packet_key key;
+	struct packet_key key = {};
 	struct flow *flow;
 	__u32 order, verdict;
 

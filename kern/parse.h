@@ -118,7 +118,7 @@ static __always_inline int is_link_local(const __u8 *mac)
 	       mac[4] == 0x00 && mac[5] <= 0x0f;
 }
 
-/* Fill @key from the packet in @ctx; 0, or -1 if it is shorter than an Ethernet header. */
+/* Fill the zeroed @key from the packet; 0, or -1 if that is shorter than an Ethernet header. */
 static __always_inline int parse_packet(struct xdp_md *ctx, struct packet_key *key)
 {
 	void *end = (void *)(long)ctx->data_end;
@@ -126,12 +126,12 @@ static __always_inline int parse_packet(struct xdp_md *ctx, struct packet_key *k
 	void *next = eth + 1;
 	struct vlan_tag *tag;
 
-	__builtin_memset(key, 0, sizeof(*key));
+	/* Keep it in memory: in registers, every branch below would set and spill all of it. */
+	asm volatile("" : "+r"(key) : : "memory");
 	if (next > end)
 		return -1;
 	key->in_ifindex = ctx->ingress_ifindex;
-	__builtin_memcpy(key->dst_mac, eth->h_dest, 6);
-	__builtin_memcpy(key->src_mac, eth->h_source, 6);
+	__builtin_memcpy(key->dst_mac, (__u32 *)eth, 12); /* and src_mac, by words */
 	if (is_link_local(eth->h_dest))
 		key->flags |= KEY_LINK_LOCAL;
 	key->ethertype = eth->h_proto;
