@@ -50,8 +50,11 @@ cdef extern from "l2fwd.h" nogil:
 
 
 cdef enum:
+    KEY_BYTES = 64
+    WORD_BYTES = 8
     KEY_WORDS = 8
     MAX_BURST = 256                 # packets classified together
+    BUCKET_SLOTS = 8
 
 
 cdef struct Packet:                 # PACKET of l2fwd/policy.py
@@ -61,20 +64,27 @@ cdef struct Packet:                 # PACKET of l2fwd/policy.py
     packet_key key
 
 
-cdef struct MaskTable:              # open addressing; a slot is a head, then the masked words
-    uint64_t mask[KEY_WORDS]
-    uint32_t words[KEY_WORDS]       # which words of the key the mask lets through
-    uint32_t word_count
+cdef struct Bucket:                 # one cache line
+    uint64_t marks                  # a byte of the hash per slot, 0 is free; filled from the lowest
+    uint32_t entries[BUCKET_SLOTS]
+    uint64_t pad[3]
+
+
+cdef struct MaskTable:
+    uint64_t mask[KEY_WORDS]        # eight bytes of the key each,
+    uint8_t offsets[KEY_WORDS]      # that begin there; gaps in the mask are left out
+    uint32_t word_count             # even: the last may be empty
     uint32_t best_rank
-    uint64_t* slots
-    uint64_t slot_mask              # slots - 1
+    Bucket* buckets
+    uint64_t bucket_mask            # buckets - 1
+    uint8_t* entries                # each a rule_action, then the words of its key
+    uint32_t entry_shift            # an entry has 1 << entry_shift bytes
+    uint32_t entry_count
 
 
 cdef struct Table:
     MaskTable masks[MAX_MASKS]      # ascending by best rank
     uint32_t mask_count
-    uint32_t action_count
-    rule_action* actions
     rule_action miss                # of what no rule takes
     uint64_t seed
     packet_key flow_mask            # what a learned flow is told by
@@ -93,5 +103,5 @@ cdef uint64_t hash_key(uint64_t seed, const packet_key* key) noexcept nogil
 
 cdef class Classifier:
     cdef Table table
-    cdef void _allocate(self, uint32_t place, uint32_t count) except *
-    cdef void _insert(self, uint32_t place, const uint8_t* key, uint32_t index) noexcept
+    cdef void _allocate(self, MaskTable* mask, const uint8_t* key_mask, uint32_t count) except *
+    cdef void _insert(self, MaskTable* mask, const uint8_t* key, const uint8_t* action) noexcept

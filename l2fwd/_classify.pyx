@@ -5,7 +5,7 @@ A burst is looked up together, so that the cache misses of its packets overlap.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset
 
 from l2fwd._rings cimport FramePool
@@ -33,9 +33,12 @@ cdef extern from * nogil:
     """
     uint64_t fold "l2fwd_fold"(uint64_t a, uint64_t b)
     uint64_t MULTIPLIER "0x9e3779b97f4a7c15ULL"     # odd, and its bits look random
+    uint64_t EACH_BYTE "0x0101010101010101ULL"
+    uint32_t NO_RANK "0xffffffffU"
     uint16_t htons(uint16_t number)
     uint16_t ntohs(uint16_t number)
     void prefetch "__builtin_prefetch"(const void* address)
+    int trailing_zeros "__builtin_ctzll"(uint64_t number)
     int MADV_HUGEPAGE
     int madvise(void* start, size_t length, int advice)
     int posix_memalign(void** pointer, size_t alignment, size_t size)
@@ -49,6 +52,7 @@ cdef enum:
     IPV6_FRAGMENT_OFFSET = 0xfff8
     PAGE_BYTES = 4096
     HUGE_PAGE_BYTES = 2 << 20
+    MEASURED_BURST = 64             # DEFAULT_BATCH_SIZE of config.py
 
 
 # Parsing: l2fwd/rule_keys.py says what a packet shows, kern/parse.h reads it in the kernel.
@@ -151,84 +155,162 @@ cdef void parse_packet(const uint8_t* data, uint32_t length, uint32_t in_ifindex
 
 # Look-up
 
-cdef inline uint64_t hash_words(uint64_t seed, const MaskTable* mask,
-                                const uint64_t* key) noexcept nogil:
+cdef inline uint64_t masked_word(const MaskTable* mask, const packet_key* key,
+                                 uint32_t i) noexcept nogil:
+    cdef uint64_t word
+    memcpy(&word, <const uint8_t*>key + mask.offsets[i], sizeof(word))
+    return word & mask.mask[i]
+
+
+cdef inline uint64_t hash_masked(uint64_t seed, const MaskTable* mask,
+                                 const packet_key* key) noexcept nogil:
     cdef uint64_t hashed = seed
     cdef uint32_t i
-    for i in range(mask.word_count):
-        hashed = fold(hashed ^ (key[mask.words[i]] & mask.mask[mask.words[i]]), MULTIPLIER)
+    for i in range(0, mask.word_count, 2):
+        hashed = fold(hashed ^ masked_word(mask, key, i),
+                      MULTIPLIER ^ masked_word(mask, key, i + 1))
     return hashed
 
 
 cdef uint64_t hash_key(uint64_t seed, const packet_key* key) noexcept nogil:
     """Hash all of a key."""
-    cdef const uint64_t* words = <const uint64_t*>key
+    cdef uint64_t words[KEY_WORDS]
     cdef uint64_t hashed = seed
     cdef int i
+    memcpy(words, key, KEY_BYTES)
     for i in range(KEY_WORDS):
         hashed = fold(hashed ^ words[i], MULTIPLIER)
     return hashed
 
 
-cdef inline uint64_t* slot_of(const MaskTable* mask, uint64_t hashed) noexcept nogil:
-    return mask.slots + (hashed & mask.slot_mask) * (mask.word_count + 1)
+cdef inline Bucket* bucket_of(const MaskTable* mask, uint64_t hashed) noexcept nogil:
+    return &mask.buckets[hashed & mask.bucket_mask]
 
 
-cdef inline bint slot_holds(const MaskTable* mask, const uint64_t* slot,
-                            const uint64_t* key) noexcept nogil:
+cdef inline uint64_t mark_of(uint64_t hashed) noexcept nogil:
+    cdef uint64_t mark = hashed >> 56
+    return mark + (mark == 0)
+
+
+cdef inline uint64_t marked_slots(const Bucket* bucket, uint64_t hashed) noexcept nogil:
+    """The top bit of each byte whose slot may hold the key; above the lowest, also of others."""
+    cdef uint64_t differences = bucket.marks ^ mark_of(hashed) * EACH_BYTE
+    return (differences - EACH_BYTE) & ~differences & EACH_BYTE << 7
+
+
+cdef inline bint is_full(const Bucket* bucket) noexcept nogil:
+    return bucket.marks >> 56 != 0
+
+
+cdef inline rule_action* entry_at(const MaskTable* mask, uint32_t index) noexcept nogil:
+    return <rule_action*>(mask.entries + (<size_t>index << mask.entry_shift))
+
+
+cdef inline bint entry_holds(const MaskTable* mask, const rule_action* entry,
+                             const packet_key* key) noexcept nogil:
+    cdef const uint64_t* words = <const uint64_t*>(entry + 1)
+    cdef uint64_t differences = 0
     cdef uint32_t i
     for i in range(mask.word_count):
-        if slot[1 + i] != key[mask.words[i]] & mask.mask[mask.words[i]]:
-            return False
-    return True
+        differences |= words[i] ^ masked_word(mask, key, i)
+    return differences == 0
 
 
-cdef inline const rule_action* probe(const Table* table, const MaskTable* mask, uint64_t hashed,
-                                     const uint64_t* key) noexcept nogil:
-    """Return the action of a masked key, or NULL.  Tables are half empty: it ends."""
-    cdef const uint64_t* slot
-    cdef uint64_t tag = hashed >> 32
-    while True:
-        slot = slot_of(mask, hashed)
-        if slot[0] == 0:
+cdef const rule_action* search(const MaskTable* mask, uint64_t hashed,
+                               const packet_key* key) noexcept nogil:
+    """Return the entry of a key, or NULL; for the few that are not where they are sought first."""
+    cdef const Bucket* bucket
+    cdef const rule_action* entry
+    cdef uint64_t marked
+    cdef uint64_t home = hashed
+    while True:                     # half of the slots are free: it ends
+        bucket = bucket_of(mask, home)
+        marked = marked_slots(bucket, hashed)
+        while marked:
+            entry = entry_at(mask, bucket.entries[trailing_zeros(marked) >> 3])
+            if entry_holds(mask, entry, key):
+                return entry
+            marked &= marked - 1
+        if not is_full(bucket):
             return NULL
-        # The upper half of a head is the hash's, the lower half the entry's index plus one.
-        if slot[0] >> 32 == tag and slot_holds(mask, slot, key):
-            return &table.actions[<uint32_t>slot[0] - 1]
-        hashed += 1
+        home += 1
+
+
+# Lists are made without branches: which packet has a rule under which mask cannot be foreseen.
+
+cdef inline uint32_t keep_open(uint32_t* open, uint32_t count, const uint32_t* ranks,
+                               uint32_t best_rank) noexcept nogil:
+    """Keep the packets that a rule of ``best_rank`` would serve better; return how many."""
+    cdef uint32_t kept = 0
+    cdef uint32_t j, i
+    for j in range(count):
+        i = open[j]
+        open[kept] = i
+        kept += ranks[i] > best_rank
+    return kept
+
+
+cdef inline uint32_t list_hits(const MaskTable* mask, const uint64_t* hashes, uint32_t count,
+                               uint32_t* hits, const rule_action** entries) noexcept nogil:
+    """List which hashes may have an entry, and where it is most likely; return how many."""
+    cdef const Bucket* bucket
+    cdef uint64_t marked
+    cdef uint32_t hit_count = 0
+    cdef uint32_t j
+    for j in range(count):
+        bucket = bucket_of(mask, hashes[j])
+        hits[hit_count] = j
+        hit_count += (marked_slots(bucket, hashes[j]) != 0) | is_full(bucket)
+    for j in range(hit_count):
+        bucket = bucket_of(mask, hashes[hits[j]])
+        marked = marked_slots(bucket, hashes[hits[j]]) | EACH_BYTE << 63
+        entries[j] = entry_at(mask, bucket.entries[trailing_zeros(marked) >> 3])
+        prefetch(entries[j])
+    return hit_count
 
 
 cdef void classify(const Table* table, const Packet* packets, uint32_t count,
                    const rule_action** found) noexcept nogil:
     """Find the rule of least rank for each of up to ``MAX_BURST`` packets; NULL if none."""
-    cdef const rule_action* candidates[MAX_BURST]
-    cdef uint64_t hashes[MAX_BURST]
-    cdef uint32_t open[MAX_BURST]           # packets that this mask may still serve better
+    cdef uint32_t ranks[MAX_BURST]          # of what is found, by packet
+    cdef uint32_t open[MAX_BURST]           # packets that a mask may still serve better
+    cdef uint64_t hashes[MAX_BURST]         # of their keys
+    cdef uint32_t hits[MAX_BURST]           # places in ``open``
+    cdef const rule_action* entries[MAX_BURST]
+    cdef const rule_action* entry
     cdef const MaskTable* mask
-    cdef const uint64_t* key
-    cdef uint32_t place, i, j, left
+    cdef uint32_t place, i, j, hit_count
+    cdef uint32_t open_count = count
     for i in range(count):
         found[i] = NULL
+        ranks[i] = NO_RANK
+        open[i] = i
     for place in range(table.mask_count):
         mask = &table.masks[place]
-        left = 0
-        for i in range(count):
-            if found[i] == NULL or found[i].rank > mask.best_rank:
-                hashes[left] = hash_words(table.seed, mask, <const uint64_t*>&packets[i].key)
-                prefetch(slot_of(mask, hashes[left]))
-                open[left] = i
-                left += 1
-        if left == 0:
+        open_count = keep_open(open, open_count, ranks, mask.best_rank)
+        if open_count == 0:
             return
-        for j in range(left):
-            key = <const uint64_t*>&packets[open[j]].key
-            candidates[j] = probe(table, mask, hashes[j], key)
-            prefetch(candidates[j])
-        for j in range(left):
-            i = open[j]
-            if candidates[j] != NULL and (
-                    found[i] == NULL or candidates[j].rank < found[i].rank):
-                found[i] = candidates[j]
+        for j in range(open_count):
+            hashes[j] = hash_masked(table.seed, mask, &packets[open[j]].key)
+            prefetch(bucket_of(mask, hashes[j]))
+        hit_count = list_hits(mask, hashes, open_count, hits, entries)
+        for j in range(hit_count):
+            i = open[hits[j]]
+            entry = entries[j]
+            if not entry_holds(mask, entry, &packets[i].key):
+                entry = search(mask, hashes[hits[j]], &packets[i].key)
+            if entry != NULL and entry.rank < ranks[i]:
+                ranks[i] = entry.rank
+                found[i] = entry
+
+
+cdef void find_ranks(const Table* table, const Packet* packets, uint32_t count,
+                     uint32_t* ranks) noexcept nogil:
+    cdef const rule_action* found[MAX_BURST]
+    cdef uint32_t i
+    classify(table, packets, count, found)
+    for i in range(count):
+        ranks[i] = NO_RANK if found[i] == NULL else found[i].rank
 
 
 # Changes, in the order of enum rule_change
@@ -306,6 +388,17 @@ cdef bint change_packet(const FramePool* pool, xdp_desc* desc, const packet_key*
     return True
 
 
+cdef void* allocate(size_t size) except NULL:
+    """Return zeroed memory, from huge pages if it is large: a look-up then costs no page walk."""
+    cdef void* memory = NULL
+    cdef bint large = size >= HUGE_PAGE_BYTES
+    if posix_memalign(&memory, HUGE_PAGE_BYTES if large else PAGE_BYTES, size):
+        raise MemoryError
+    if large:
+        madvise(memory, size, MADV_HUGEPAGE)
+    return memset(memory, 0, size)
+
+
 cdef class Classifier:
     """A rule table, compiled; immutable, so that any number of workers may search it.
 
@@ -325,87 +418,88 @@ cdef class Classifier:
     Raises
     ------
     ConfigError
-        If there are more masks than the search has.
+        If there are more masks than the search has, or something has a wrong size.
     """
 
     def __cinit__(self, masks, dict entries, str miss="pass", bytes flow_mask=bytes(64),
                   uint16_t flow_slot=0):
-        cdef uint32_t index = 0
-        cdef bytes packed, key
+        cdef bytes packed, key, mask
         if len(masks) > MAX_MASKS:
             raise ConfigError(f"{len(masks)} masks, {MAX_MASKS} are possible")
-        if len(flow_mask) != sizeof(packet_key):
-            raise ConfigError(f"a mask has {sizeof(packet_key)} bytes, got {len(flow_mask)}")
+        if any(len(each) != KEY_BYTES for each in (flow_mask, *(mask for mask, _ in masks))):
+            raise ConfigError(f"a mask has {KEY_BYTES} bytes")
         self.table.seed = int.from_bytes(os.urandom(8), "little")
         self.table.miss.verdict = VERDICTS[miss]
         self.table.miss.rule = 0xffffffff
         self.table.flow_slot = flow_slot
-        memcpy(&self.table.flow_mask, <const uint8_t*>flow_mask, sizeof(packet_key))
-        self.table.actions = <rule_action*>calloc(max(len(entries), 1), sizeof(rule_action))
-        if self.table.actions == NULL:
-            raise MemoryError
+        memcpy(&self.table.flow_mask, <const uint8_t*>flow_mask, KEY_BYTES)
         counts = [0] * len(masks)
-        for place, _ in entries:
+        for (place, key), packed in entries.items():
+            if len(key) != KEY_BYTES or len(packed) != sizeof(rule_action):
+                raise ConfigError(f"a key has {KEY_BYTES} bytes, an action {sizeof(rule_action)}")
+            if not 0 <= place < len(masks):
+                raise ConfigError(f"an entry is under mask {place}, there are {len(masks)}")
             counts[place] += 1
         for place, (mask, best_rank) in enumerate(masks):
-            memcpy(self.table.masks[place].mask, <const uint8_t*>mask, sizeof(packet_key))
             self.table.masks[place].best_rank = best_rank
-            self._allocate(place, counts[place])
+            self._allocate(&self.table.masks[place], mask, counts[place])
         self.table.mask_count = len(masks)
         for (place, key), packed in entries.items():
-            memcpy(&self.table.actions[index], <const uint8_t*>packed, sizeof(rule_action))
-            self._insert(place, key, index)
-            index += 1
-        self.table.action_count = index
+            self._insert(&self.table.masks[<uint32_t>place], key, packed)
 
     def __dealloc__(self):
         cdef int place
         for place in range(MAX_MASKS):
-            free(self.table.masks[place].slots)
-        free(self.table.actions)
+            free(self.table.masks[place].buckets)
+            free(self.table.masks[place].entries)
 
-    cdef void _allocate(self, uint32_t place, uint32_t count) except *:
-        """Make room for twice the entries, so that a search soon meets a free slot."""
-        cdef MaskTable* mask = &self.table.masks[place]
-        cdef uint64_t slots = 2
-        cdef int word
-        cdef void* memory = NULL
-        for word in range(KEY_WORDS):
-            if mask.mask[word]:
-                mask.words[mask.word_count] = word
-                mask.word_count += 1
-        while slots < 2 * count:
-            slots *= 2
-        size = slots * (mask.word_count + 1) * sizeof(uint64_t)
-        large = size >= HUGE_PAGE_BYTES
-        if posix_memalign(&memory, HUGE_PAGE_BYTES if large else PAGE_BYTES, size):
-            raise MemoryError
-        mask.slots = <uint64_t*>memory
-        if large:
-            madvise(memory, size, MADV_HUGEPAGE)    # a look-up then costs no page walk
-        memset(memory, 0, size)
-        mask.slot_mask = slots - 1
+    cdef void _allocate(self, MaskTable* mask, const uint8_t* key_mask, uint32_t count) except *:
+        """Lay out ``count`` entries under a mask, and slots for twice as many."""
+        cdef uint64_t buckets = 1
+        cdef int offset, start
+        cdef int end = 0                # of the word before
+        for offset in range(KEY_BYTES):
+            if offset < end or not key_mask[offset]:
+                continue
+            start = min(offset, KEY_BYTES - WORD_BYTES)
+            end = start + WORD_BYTES
+            mask.offsets[mask.word_count] = start
+            # From the offset on: before it is nothing, or what the word before has masked.
+            memcpy(<uint8_t*>&mask.mask[mask.word_count] + offset - start, key_mask + offset,
+                   end - offset)
+            mask.word_count += 1
+        mask.word_count += mask.word_count & 1
+        mask.entry_shift = 6 if mask.word_count <= 4 else 7     # whole cache lines
+        while BUCKET_SLOTS * buckets < 2 * <uint64_t>count:
+            buckets *= 2
+        mask.bucket_mask = buckets - 1
+        mask.buckets = <Bucket*>allocate(buckets * sizeof(Bucket))
+        mask.entries = <uint8_t*>allocate(<size_t>max(count, <uint32_t>1) << mask.entry_shift)
 
-    cdef void _insert(self, uint32_t place, const uint8_t* key, uint32_t index) noexcept:
-        cdef MaskTable* mask = &self.table.masks[place]
-        cdef uint64_t words[KEY_WORDS]
-        cdef uint64_t hashed
-        cdef uint64_t* slot
+    cdef void _insert(self, MaskTable* mask, const uint8_t* key, const uint8_t* action) noexcept:
+        cdef rule_action* entry = entry_at(mask, mask.entry_count)
+        cdef uint64_t* words = <uint64_t*>(entry + 1)
+        cdef const packet_key* masked = <const packet_key*>key
+        cdef uint64_t hashed = hash_masked(self.table.seed, mask, masked)
+        cdef uint64_t home = hashed
         cdef uint32_t i
-        memcpy(words, key, sizeof(packet_key))
-        hashed = hash_words(self.table.seed, mask, words)
-        head = hashed >> 32 << 32 | (index + 1)
-        slot = slot_of(mask, hashed)
-        while slot[0]:
-            hashed += 1
-            slot = slot_of(mask, hashed)
-        slot[0] = head
+        cdef Bucket* bucket
+        memcpy(entry, action, sizeof(rule_action))
         for i in range(mask.word_count):
-            slot[1 + i] = words[mask.words[i]]
+            words[i] = masked_word(mask, masked, i)
+        while is_full(bucket_of(mask, home)):
+            home += 1
+        bucket = bucket_of(mask, home)
+        i = 0
+        while bucket.marks >> 8 * i & 0xff:
+            i += 1
+        bucket.marks |= mark_of(hashed) << 8 * i
+        bucket.entries[i] = mask.entry_count
+        mask.entry_count += 1
 
     def __len__(self):
         """Entries of all masks."""
-        return self.table.action_count
+        return sum(self.table.masks[place].entry_count for place in range(self.table.mask_count))
 
     def key(self, const uint8_t[::1] frame, uint32_t in_ifindex):
         """Return what a frame shows to the rules: 64 bytes, ``rule_keys.KEY``; None below 14."""
@@ -426,23 +520,47 @@ cdef class Classifier:
         repeat : int
             Times to look all of them up, for measuring.
         """
-        cdef const rule_action* found[MAX_BURST]
-        cdef Packet packets[MAX_BURST]
+        cdef Packet packets[MEASURED_BURST]
         cdef uint32_t count = keys.shape[0]
-        cdef uint32_t bursts = (count + MAX_BURST - 1) // MAX_BURST
-        cdef uint32_t first, burst, i, _turn, each
-        if keys.shape[1] != sizeof(packet_key) or ranks.shape[0] < count:
+        cdef uint32_t first, burst, i, _turn
+        if keys.shape[1] != KEY_BYTES or ranks.shape[0] < count:
             raise ConfigError("keys must have shape (n, 64), ranks shape (n,)")
         with nogil:
             for _turn in range(repeat):
-                for each in range(bursts):
-                    first = each * MAX_BURST
-                    burst = min(count - first, <uint32_t>MAX_BURST)
+                first = 0
+                while first < count:
+                    burst = min(count - first, <uint32_t>MEASURED_BURST)
                     for i in range(burst):
-                        memcpy(&packets[i].key, &keys[first + i, 0], sizeof(packet_key))
-                    classify(&self.table, packets, burst, found)
-                    for i in range(burst):
-                        ranks[first + i] = 0xffffffff if found[i] == NULL else found[i].rank
+                        memcpy(&packets[i].key, &keys[first + i, 0], KEY_BYTES)
+                    find_ranks(&self.table, packets, burst, &ranks[first])
+                    first += burst
+
+    def classify_frames(self, const uint8_t[:, ::1] frames, uint32_t in_ifindex,
+                        uint32_t[::1] ranks):
+        """Find the rank of the rule that takes each frame, from its bytes on; for measuring.
+
+        Parameters
+        ----------
+        frames : uint8, shape (n, length)
+            All of one length, 14 bytes or more.
+        in_ifindex : int
+        ranks : uint32, shape (n,)
+            As of ``classify``.
+        """
+        cdef Packet packets[MEASURED_BURST]
+        cdef uint32_t count = frames.shape[0]
+        cdef uint32_t length = frames.shape[1]
+        cdef uint32_t first = 0
+        cdef uint32_t burst, i
+        if length < ETHERNET_HEADER_BYTES or ranks.shape[0] < count:
+            raise ConfigError("frames must have shape (n, 14 or more), ranks shape (n,)")
+        with nogil:
+            while first < count:
+                burst = min(count - first, <uint32_t>MEASURED_BURST)
+                for i in range(burst):
+                    parse_packet(&frames[first + i, 0], length, in_ifindex, &packets[i].key)
+                find_ranks(&self.table, packets, burst, &ranks[first])
+                first += burst
 
     def decide(self, const uint8_t[::1] frame, uint32_t in_ifindex):
         """Return the verdict on one frame, and what becomes of it; for tests and ``rules test``.
@@ -479,8 +597,13 @@ cdef class Classifier:
         return verdict, bytes(room[desc.addr:desc.addr + desc.len]), rank
 
     def actions(self):
-        """Return all actions: bytes, struct rule_action one after the other."""
-        return (<const uint8_t*>self.table.actions)[:self.table.action_count * ACTION.size]
+        """Return all actions: bytes, struct rule_action one after the other, mask by mask."""
+        cdef uint32_t place, i
+        found = []
+        for place in range(self.table.mask_count):
+            for i in range(self.table.masks[place].entry_count):
+                found.append((<uint8_t*>entry_at(&self.table.masks[place], i))[:ACTION.size])
+        return b"".join(found)
 
     def miss(self):
         """Return the action of what no rule takes: bytes, one struct rule_action."""
