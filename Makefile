@@ -31,7 +31,8 @@ lint: build                  ## style and types
 	$(BIN)/clang-format --dry-run -Werror kern/*.[ch] bench/*.c
 
 bench: build                 ## ratios against the C reference and the peers found
-	$(BIN)/python bench/bench_rings.py && $(SUDO) $(BIN)/python bench/bench_programs.py && \
+	$(BIN)/python bench/bench_rings.py && $(BIN)/python bench/bench_classify.py && \
+	$(SUDO) $(BIN)/python bench/bench_programs.py && $(SUDO) $(BIN)/python bench/bench_paths.py && \
 	$(SUDO) $(BIN)/python bench/bench_forward.py
 
 clean:                       ## back to what is in git

@@ -29,6 +29,18 @@ def test_the_ring_bench_ends_with_a_ratio_its_spread_and_the_goal():
     assert result["ours_ns"] > 0 < result["reference_ns"]
 
 
+def test_the_classifier_bench_ends_with_the_growth_and_a_ratio_per_table():
+    result = last_object("bench_classify.py")
+    assert result["growth_goal"] == 3.0
+    for figures in result["growth"].values():
+        assert figures["spread"][0] <= figures["growth"] <= figures["spread"][1]
+    assert result["hot_ns"] > 0
+    for table in (*result["rules"].values(), *result["masks"].values()):
+        for figures in (table["look_up"], table["packet"]):
+            assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
+            assert figures["ours_ns"] > 0 < figures["reference_ns"]
+
+
 @pytest.mark.privileged
 def test_the_forwarding_bench_ends_with_a_ratio_per_peer_and_size():
     result = last_object("bench_forward.py")
