@@ -182,7 +182,7 @@ def _may_be_changed(
         for match, action in _by_match(after).items()
         if known_before.get(match, b"")[_RANK_BYTES:] != action[_RANK_BYTES:]
     ]
-    if len(added) > _MAX_CHANGES:
+    if len(added) > _MAX_CHANGES or not _keep_their_order(before, after):
         return np.ones(len(keys), bool)
     own = _ranks(flows, after)
     packets = np.ascontiguousarray(keys["packet"]).view(np.uint64).reshape(-1, 8)
@@ -193,6 +193,16 @@ def _may_be_changed(
         fits = (((packets ^ wanted) & asked & known) == 0).all(1)
         touched |= fits & (rank < own)
     return touched
+
+
+def _keep_their_order(before: CompiledRules, after: CompiledRules) -> bool:
+    """Tell whether the rules that stay rank as they did; two of one priority may be exchanged."""
+    ids_before, ids_after = (
+        list(dict.fromkeys(np.frombuffer(b"".join(each.entries.values()), ACTION)["rule"].tolist()))
+        for each in (before, after)
+    )
+    staying = set(ids_before) & set(ids_after)
+    return [i for i in ids_before if i in staying] == [i for i in ids_after if i in staying]
 
 
 def _by_match(compiled: CompiledRules) -> dict[tuple[bytes, bytes], bytes]:
