@@ -7,6 +7,7 @@ every packet sees one version, whole.
 
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Final
 
 from l2fwd.abi import VERDICTS
@@ -106,8 +107,11 @@ class RuleMaps:
             if rule not in self._ids and rule_id in self._used:
                 self._before[rule_id] = self._program.sums("hits", rule_id, 2)
         at_links = link_rules(rules, ifindexes, compiled)
-        old, self._keys = self._keys, self._fill(compiled, at_links, miss)
-        self._program.update("generation", {_U32.pack(0): _U32.pack(self._generation)})
+        generation = self._generation + 1
+        keys = self._fill(compiled, at_links, miss, generation)
+        self._program.update("generation", {_U32.pack(0): _U32.pack(generation)})
+        self._generation = generation
+        old, self._keys = self._keys, keys
         wait_for_running_programs()
         self._program.delete("rules", old)
         self._ids = ids
@@ -144,10 +148,11 @@ class RuleMaps:
             found[rule] = (packets - before[0], size - before[1])
         return found
 
-    def _fill(self, compiled: CompiledRules, at_links: list[bytes], miss: str) -> list[bytes]:
+    def _fill(
+        self, compiled: CompiledRules, at_links: list[bytes], miss: str, generation: int
+    ) -> list[bytes]:
         """Write the next version beside the one in force; return its keys."""
-        self._generation += 1
-        slot = self._generation & 1
+        slot = generation & 1
         masks = {
             _U32.pack(slot * MAX_MASKS + place): mask + _U32.pack(best) + bytes(4)
             for place, (mask, best) in enumerate(compiled.masks)
@@ -158,8 +163,11 @@ class RuleMaps:
         links = {_U32.pack(slot * LINK_RULES + i): at for i, at in enumerate(at_links)}
         self._program.update("link_rules", links)
         self._program.update("tables", {_U32.pack(slot): table})
-        generation = self._generation
         keys = [_KEY_HEAD.pack(generation, place) + key for place, key in compiled.entries]
         if keys:
-            self._program.update("rules", dict(zip(keys, compiled.entries.values(), strict=True)))
+            entries = dict(zip(keys, compiled.entries.values(), strict=True))
+            with ExitStack() as undo:
+                undo.callback(self._program.delete, "rules", keys)
+                self._program.update("rules", entries)
+                undo.pop_all()
         return keys
