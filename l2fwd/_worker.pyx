@@ -526,6 +526,9 @@ cdef class Worker:
             self.state.ports[i] = &port.state
         if batch_size < 1:
             raise ConfigError("batch_size must be at least 1")
+        for each in (progress, is_generic):
+            if len(each) not in (0, len(ports)):
+                raise ConfigError(f"progress and is_generic need one entry a port, got {len(each)}")
         self.state.port_count = len(ports)
         self.state.batch_size = batch_size
         self.state.both_ways = both_ways

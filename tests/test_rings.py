@@ -346,3 +346,10 @@ def test_the_rings_memory_lives_as_long_as_its_port():
     assert ports[0].refill(4) == 4
     assert Worker(*ports).turn() == 0
     assert ports[0].frames()["fill"] == 4
+
+
+@pytest.mark.parametrize("option", ["progress", "is_generic"])
+def test_a_worker_takes_one_entry_a_port(option):
+    _, left, right = make_queues()
+    with pytest.raises(ConfigError, match="one entry a port"):
+        Worker(left.port, right.port, **{option: [0] * 17})
