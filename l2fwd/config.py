@@ -340,6 +340,10 @@ class ForwardConfig:
             raise ConfigError("chain forwards all of a pair: it goes with afxdp without rules only")
         if len(self.rules) and self.rewrite != Rewrite():
             raise ConfigError("with rules, rewriting is theirs: use set_dst_mac or swap_mac there")
+        if self.miss == "user" and self.rewrite != Rewrite():
+            raise ConfigError("with miss user, rewriting is the policy's: see Batch.out")
+        if len(self.rules) and self.one_way:
+            raise ConfigError(f"one-way is for all of a pair: begin rules with 'in {self.in_link}'")
         if len(self.links) > MAX_LINKS:
             raise ConfigError(f"the rules name {len(self.links)} links, {MAX_LINKS} are possible")
         self.check_policy(self.rules)

@@ -421,6 +421,34 @@ def test_a_flow_waits_for_its_packets_in_user_space(program):
     assert verdict() == redirects  # whose packets were lost on the way, waits not for ever
 
 
+def test_exchanged_rules_touch_their_flows_also_where_a_field_is_new(program):
+    """The key of a flow learned before lacks the new field, so it is not classified again."""
+    links = {"a": 1, "b": 2, "c": 3}
+    to_b = "priority 5 in a src 10.0.0.0/8 -> out b"
+    to_c = "priority 5 in a dst 10.0.0.0/8 -> out c"
+    tables = [
+        parse_rules(text).ranked()
+        for text in (f"{to_b}\n{to_c}", f"{to_c}\n{to_b}\nin a proto udp sport 5 -> drop")
+    ]
+    ids = {rule: rule_id for rule_id, rule in enumerate(tables[1])}
+    before, after = (
+        compile_rules(rules, links, MAX_ENTRIES, [ids[rule] for rule in rules]) for rules in tables
+    )
+    classifiers = [Classifier(each.masks, each.entries) for each in (before, after)]
+    table, mask = FlowTable(program[0]), flow_mask(before)
+    key, flow = np.zeros(1, FLOW_KEY), np.zeros(1, FLOW)
+    key["mask_slot"] = table.use_mask(mask)
+    shown = classifiers[0].key(frame(0, 0, src="10.0.0.1"), links["a"])
+    key["packet"] = np.frombuffer(bytes(map(int.__and__, shown, mask)), FLOW_KEY["packet"])
+    _, _, rank = classifiers[0].decide(frame(0, 0, src="10.0.0.1"), links["a"])
+    actions = np.frombuffer(classifiers[0].actions(), FLOW["action"])
+    flow["action"] = actions[actions["rank"] == rank]
+    assert flow["action"]["out_ifindex"] == links["b"]
+    program[0].update("flows", {key.tobytes(): flow.tobytes()})
+    table.use_mask(flow_mask(after))
+    assert table.forget_changed(before, after, classifiers[1]) == 1
+
+
 def test_masks_that_no_rule_needs_make_room_for_new_ones(program):
     table = FlowTable(program[0])
     masks = [bytes([255] * 4 + [i] * 60) for i in range(MAX_MASKS + 1)]
@@ -455,3 +483,14 @@ def test_a_flow_is_told_by_what_the_rules_look_at():
 def test_a_wrong_flow_setting_is_named(settings, said):
     with pytest.raises(ConfigError, match=said):
         FlowConfig(**settings)
+
+
+def test_a_link_that_nothing_can_be_redirected_to_is_told(bed, forward):
+    """Links that only a rule names are looked at too."""
+    add = f"ip -n {bed.fwd} link add f2 type veth peer name t0 netns {bed.sink}"
+    up = f"ip -n {bed.fwd} link set f2 up && ip -n {bed.sink} link set t0 up"
+    subprocess.run(f"{add} && {up}", shell=True, check=True)
+    forwarder = forward(bed, "--data-path", "hybrid", "--rule", "in f0 -> out f2")
+    forwarder.stop()
+    warnings = [each["message"] for each in forwarder.events if each["event"] == "warning"]
+    assert any("f2" in each and "no ndo-xmit" in each for each in warnings), warnings

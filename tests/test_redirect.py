@@ -20,7 +20,7 @@ from l2fwd._classify import Classifier
 from l2fwd.bpf import Program
 from l2fwd.config import ForwardConfig, Rewrite
 from l2fwd.datapath.redirect import RedirectPath
-from l2fwd.errors import ConfigError
+from l2fwd.errors import ConfigError, KernelError
 from l2fwd.rule_keys import KEY
 from l2fwd.rule_maps import LINK_RULES, MAX_ENTRIES, RuleMaps, link_rules, map_sizes
 from l2fwd.rule_table import ACTION, MAX_MASKS, compile_rules
@@ -45,6 +45,25 @@ def kernel(bed):
         keys = [ifindex.to_bytes(4, sys.byteorder) for ifindex in ifindexes.values()]
         program.update("links", dict(zip(keys, keys, strict=True)))
         yield program, RuleMaps(program, 1024), ifindexes
+        program.close()
+
+
+def test_a_table_that_the_kernel_has_no_room_for_leaves_the_old_one(bed):
+    with link.in_netns(bed.fwd):
+        ifindexes = {name: link.find_link(name).ifindex for name in ("f0", "f1")}
+        program = Program("redirect", map_sizes(8) | {"rules": 8})
+        program.load()
+        maps = RuleMaps(program, 64)
+        maps.apply(parse_rules("in f0 -> drop"), ifindexes, "pass")
+        many = parse_rules("\n".join(f"proto udp dport {port} -> pass" for port in range(40)))
+        frame = bytes.fromhex("020000000002020000000001") + bytes(50)
+        for _ in range(3):
+            with pytest.raises(KernelError):
+                maps.apply(many, ifindexes, "pass")
+            assert VERDICTS[run_packet(program.fd, frame, ifindexes["f0"])[0]] == "drop"
+        maps.apply(parse_rules("in f0 -> pass"), ifindexes, "drop")
+        assert VERDICTS[run_packet(program.fd, frame, ifindexes["f0"])[0]] == "pass"
+        assert len(program.items("rules")[0]) == 72
         program.close()
 
 
@@ -420,7 +439,9 @@ def test_a_wrong_flag_of_fast_l2fwd_is_named(words, said):
         (["--miss", "warp"], "pass, drop, user"),
         (["--rule", "any -> user"], "name one with --policy"),
         (["--rule", "any -> out f1", "--chain"], "chain"),
-        (["--data-path", "hybrid", "--policy", "/nonexistent.py"], "/nonexistent.py"),
+        (["--miss", "user", "--policy", "/nonexistent.py"], "/nonexistent.py"),
+        (["--data-path", "hybrid", "--policy", "/nonexistent.py"], "policy is never asked"),
+        (["--rule", "in f1 -> out f0", "--one-way"], "one-way is for all of a pair"),
         (["--data-path", "redirect", "--flow-timeout", "5"], "flow-timeout is about learned"),
         (["--data-path", "hybrid", "--flow-table-size", "0"], "flow-table-size must be"),
         (["--data-path", "redirect", "--rules", "/nonexistent"], "/nonexistent"),

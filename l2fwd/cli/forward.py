@@ -108,6 +108,10 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         _refuse(args, SOCKETS_ONLY, "is about sockets; --data-path redirect has none")
     if args.data_path != "hybrid":
         _refuse(args, HYBRID_ONLY, "is about learned flows; only --data-path hybrid has them")
+    rules = join_rules(args.rule, args.rules)
+    is_asked = args.miss == "user" or any(rule.action.kind == "user" for rule in rules)
+    if args.policy is not None and not is_asked:
+        raise ConfigError("policy is never asked; use --miss user, or a rule '... -> user'")
     frames = 4 * args.ring_size if args.frames is None else args.frames
     batch_size = args.batch_size
     if batch_size is None:
@@ -121,7 +125,7 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         in_link=args.in_link,
         out_link=args.out_link,
         data_path=args.data_path,
-        rules=join_rules(args.rule, args.rules),
+        rules=rules,
         miss=args.miss,
         policy=load_policy(args.policy) if args.policy is not None else None,
         flows=FlowConfig(
@@ -181,8 +185,8 @@ def run(args: argparse.Namespace) -> int:
         path = make_path(config, printer)
         engine = Engine(path, printer, duration=args.duration, interval=args.interval)
         printer.on_closed = engine.stop
-        for name in (config.in_link, config.out_link):
-            for finding in check_packets(name, redirect=config.data_path == "redirect"):
+        for name in config.links:
+            for finding in check_packets(name, redirect=config.data_path != "afxdp"):
                 printer({"event": "warning", "message": str(finding)})
         stop_on_signals(engine)
         engine.run()
