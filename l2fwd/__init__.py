@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from l2fwd._worker import Worker
-    from l2fwd.config import ForwardConfig, Rewrite, SocketConfig, UmemConfig
+    from l2fwd.config import FlowConfig, ForwardConfig, Rewrite, SocketConfig, UmemConfig
     from l2fwd.engine import Engine
     from l2fwd.errors import ConfigError, KernelError, L2fwdError, RunError, UnsupportedError
+    from l2fwd.policy import Policy
+    from l2fwd.policy_batch import PolicyBatch
     from l2fwd.xsk import Umem, XdpSocket
 
 _HOME: Final = {
     "Worker": "_worker",
+    "FlowConfig": "config",
     "ForwardConfig": "config",
     "Rewrite": "config",
     "SocketConfig": "config",
@@ -26,6 +29,8 @@ _HOME: Final = {
     "L2fwdError": "errors",
     "RunError": "errors",
     "UnsupportedError": "errors",
+    "Policy": "policy",
+    "PolicyBatch": "policy_batch",
     "Umem": "xsk",
     "XdpSocket": "xsk",
 }
@@ -33,9 +38,12 @@ _HOME: Final = {
 __all__ = [
     "ConfigError",
     "Engine",
+    "FlowConfig",
     "ForwardConfig",
     "KernelError",
     "L2fwdError",
+    "Policy",
+    "PolicyBatch",
     "Rewrite",
     "RunError",
     "SocketConfig",

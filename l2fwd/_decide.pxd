@@ -50,6 +50,7 @@ cdef enum:
     MAX_PORTS = 16                  # links of one job
     RECENT_KEYS = 4096              # learned lately; a power of two
     RECENT_NS = 500000000
+    LAST_ASKS_NS = 250000000        # how long a stopping worker asks a policy in Python
 
 
 cdef struct Learner:
@@ -76,6 +77,7 @@ cdef struct Policy:
     uint16_t indices[MAX_BURST]
     Packet packets[MAX_BURST]
     rule_action actions[MAX_BURST]
+    uint64_t deadline               # ns: ``ask`` is not called after it; 0: none
     uint64_t calls
     uint64_t failures               # bursts that raised
 
@@ -107,6 +109,7 @@ cdef class Decider:
     cdef readonly object ask
 
 
+cdef void end_asking(Policy* policy) noexcept nogil
 cdef void decide(Decision* decision, const Table* table, uint32_t count,
                  uint8_t* umem) noexcept nogil
 cdef void learn(Decision* decision, const Table* table, uint32_t count) noexcept nogil

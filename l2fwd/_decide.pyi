@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from l2fwd._classify import Classifier
 
@@ -13,7 +13,7 @@ class Decider:
         ifindexes: Sequence[int],
         *,
         rules: int = 0,
-        ask: Callable[[int], None] | None = None,
+        ask: Callable[[memoryview, memoryview], None] | None = None,
         for_burst: int = 0,
         for_packet: int = 0,
         queue: int = 0,
@@ -21,10 +21,6 @@ class Decider:
         flows_fd: int = -1,
         inserts_per_second: int = ...,
     ) -> None: ...
-    @property
-    def packets(self) -> Any: ...
-    @property
-    def actions(self) -> Any: ...
     @property
     def rules(self) -> int: ...
     def hits(self, rule: int) -> tuple[int, int]: ...

@@ -5,15 +5,17 @@ C function at full rate.  What was decided is learned: inserted into the kernel'
 once per flow, and so many a second at most; a packet beyond that is forwarded all the same.
 """
 
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from posix.time cimport clock_gettime, timespec
 
 from l2fwd._classify cimport (
-    MAX_BURST, VERDICT_OUT, VERDICT_USER, Classifier, Packet, Table, classify, hash_key,
-    packet_key, rule_action,
+    VERDICT_OUT, VERDICT_USER, Classifier, Packet, Table, classify, hash_key, rule_action,
 )
+from l2fwd._xdp cimport RELAXED, atomic_load_64, atomic_store_64
 
 import logging
 
@@ -34,34 +36,60 @@ cdef inline uint64_t now_ns() noexcept nogil:
     return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
 
 
-cdef int ask_python(Policy* policy) noexcept with gil:
+cdef void end_asking(Policy* policy) noexcept nogil:
+    """Ask a policy in Python no more, in a moment: a slow one must not hold up a stop."""
+    if atomic_load_64(&policy.deadline, RELAXED) == 0:      # asked again, it stays the first
+        atomic_store_64(&policy.deadline, now_ns() + LAST_ASKS_NS, RELAXED)
+
+
+cdef inline bint is_too_late(Policy* policy) noexcept nogil:
+    cdef uint64_t deadline = atomic_load_64(&policy.deadline, RELAXED)
+    return deadline != 0 and now_ns() > deadline
+
+
+cdef bint ask_python(Policy* policy) noexcept with gil:
+    """Have the callable fill ``actions``; False if it did not."""
     if policy.ask == NULL:
-        return -1
+        return False
     try:
-        (<object>policy.ask)(policy.asked)
+        (<object>policy.ask)(
+            PyMemoryView_FromMemory(<char*>policy.packets, policy.asked * sizeof(Packet),
+                                    PyBUF_READ),
+            PyMemoryView_FromMemory(<char*>policy.actions, policy.asked * sizeof(rule_action),
+                                    PyBUF_WRITE))
+        return True
     except BaseException as error:  # a user's code may raise anything
         # The first one whole, then counted: a traceback a burst would fill a disk.
         if policy.failures == 0:
-            _logger.error("policy failed: %s", error, exc_info=True)
-        return -1
-    return 0
+            _logger.error("policy failed, its packets are dropped; said once: %s", error,
+                          exc_info=True)
+    return False
+
+
+cdef void refuse_to_answer(Policy* policy) noexcept nogil:
+    """Leave all to nobody: dropped, and counted."""
+    cdef uint32_t i
+    for i in range(policy.asked):
+        policy.actions[i].verdict = VERDICT_USER
 
 
 cdef void ask_policy(Policy* policy, uint8_t* umem) noexcept nogil:
     """Have the policy fill its actions; they say pass until it does."""
     cdef uint32_t i
-    policy.calls += 1
     memset(policy.actions, 0, policy.asked * sizeof(rule_action))
+    if policy.ask != NULL and is_too_late(policy):
+        refuse_to_answer(policy)
+        return
+    policy.calls += 1
     if policy.for_burst != NULL:
         policy.for_burst(policy.packets, policy.actions, policy.asked, umem)
     elif policy.for_packet != NULL:
         for i in range(policy.asked):
             policy.for_packet(&policy.packets[i], &policy.actions[i],
                               umem + policy.packets[i].addr)
-    elif ask_python(policy) < 0:
+    elif not ask_python(policy):
         policy.failures += 1
-        for i in range(policy.asked):
-            policy.actions[i].verdict = VERDICT_USER        # no answer: dropped and counted
+        refuse_to_answer(policy)
 
 
 cdef inline void collect(Policy* policy, const Packet* packet, uint32_t index) noexcept nogil:
@@ -70,11 +98,18 @@ cdef inline void collect(Policy* policy, const Packet* packet, uint32_t index) n
     policy.asked += 1
 
 
+cdef inline uint32_t other_link(const Decision* decision, const Packet* packet) noexcept nogil:
+    """The link that the pair of a packet's link forwards to; 0 if it is of none."""
+    cdef int place = port_of(decision, packet.key.in_ifindex)
+    return decision.ifindexes[1 - place] if 0 <= place <= 1 else 0
+
+
 cdef void decide(Decision* decision, const Table* table, uint32_t count,
                  uint8_t* umem) noexcept nogil:
     """Find an action for each of the first ``count`` packets; none is NULL then."""
     cdef Policy* policy = &decision.policy
     cdef const rule_action* action
+    cdef rule_action* answer
     cdef uint32_t i
     policy.asked = 0
     classify(table, decision.packets, count, decision.actions)
@@ -91,10 +126,12 @@ cdef void decide(Decision* decision, const Table* table, uint32_t count,
         return
     ask_policy(policy, umem)
     for i in range(policy.asked):
-        action = decision.actions[policy.indices[i]]
-        policy.actions[i].rule = action.rule                # it counts the kernel's hits too
-        policy.actions[i].flags |= ACTION_BY_POLICY
-        decision.actions[policy.indices[i]] = &policy.actions[i]
+        answer = &policy.actions[i]
+        answer.rule = decision.actions[policy.indices[i]].rule  # it counts the kernel's hits too
+        answer.flags |= ACTION_BY_POLICY
+        if answer.verdict == VERDICT_OUT and answer.out_ifindex == 0:
+            answer.out_ifindex = other_link(decision, &decision.packets[policy.indices[i]])
+        decision.actions[policy.indices[i]] = answer
 
 
 cdef inline bint is_known(Learner* learner, uint64_t hashed) noexcept nogil:
@@ -107,9 +144,9 @@ cdef inline bint is_known(Learner* learner, uint64_t hashed) noexcept nogil:
 
 
 cdef inline void add_tokens(Learner* learner) noexcept nogil:
-    """Let a tenth of a second's inserts come at once."""
+    """Let a tenth of a second's inserts come at once, and one in any case."""
     cdef uint64_t now = now_ns()
-    cdef double most = learner.per_second / 10.0
+    cdef double most = max(1.0, learner.per_second / 10.0)
     learner.tokens = min(most, learner.tokens + (now - learner.filled) * 1e-9
                          * learner.per_second)
     learner.filled = now
@@ -180,7 +217,8 @@ cdef class Decider:
     rules : int
         Rule ids that hits are counted for, from 0 on.
     ask : callable, optional
-        ``ask(count)`` reads ``packets`` and fills ``actions``, both this object's; it may raise.
+        ``ask(packets, actions)`` fills the actions, ``records.ACTION`` each, of the packets,
+        ``records.PACKET`` each.  Both are memoryviews that are valid inside the call; it may raise.
     for_burst, for_packet : int
         Address of a C function in place of ``ask``.  Burst: ``void f(const struct packet *, struct
         rule_action *, uint32_t count, uint8_t *umem)``; packet: ``void f(const struct packet *,
@@ -223,16 +261,6 @@ cdef class Decider:
         free(self.state.hits)
 
     @property
-    def packets(self):
-        """What the policy is asked about: uint8, shape (256, 80), ``policy.PACKET`` a row."""
-        return <uint8_t[:MAX_BURST, :sizeof(Packet)]><uint8_t*>self.state.policy.packets
-
-    @property
-    def actions(self):
-        """Where it answers: uint8, shape (256, 32), ``policy.ACTION`` a row."""
-        return <uint8_t[:MAX_BURST, :sizeof(rule_action)]><uint8_t*>self.state.policy.actions
-
-    @property
     def rules(self):
         """Rule ids that hits are counted for."""
         return self.state.rules
@@ -244,7 +272,7 @@ cdef class Decider:
         return self.state.hits[rule].packets, self.state.hits[rule].bytes
 
     def counters(self):
-        """Return ``inserted``, ``limited``, ``failed`` flows; ``calls``, ``failures`` of the policy."""
+        """Return flows ``inserted``, ``limited``, ``failed``; the policy's ``calls``, failures."""
         return {
             "inserted": self.state.learner.inserted,
             "limited": self.state.learner.limited,

@@ -15,7 +15,9 @@ from l2fwd._classify cimport (
     CHANGE_DEC_TTL, MAX_BURST, VERDICT_DROP, VERDICT_OUT, VERDICT_PASS, Classifier, Packet, Table,
     change_packet, parse_packet, rule_action, ttl_allows,
 )
-from l2fwd._decide cimport MAX_PORTS, Decider, Decision, decide, host_function, learn, port_of
+from l2fwd._decide cimport (
+    MAX_PORTS, Decider, Decision, decide, end_asking, host_function, learn, port_of,
+)
 from l2fwd._rings cimport (
     PLACE_LOST, PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState,
     ProducerRing, frame_move, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek,
@@ -597,7 +599,12 @@ cdef class Worker:
         self.decider.classifier = classifier
 
     def stop(self):
-        """Ask ``run`` to drain and return.  Callable from any thread; does not wait."""
+        """Ask ``run`` to drain and return.  Callable from any thread; does not wait.
+
+        A policy in Python is asked for a quarter of a second more: what it leaves is dropped.
+        """
+        if self.decider is not None:
+            end_asking(&self.decider.state.policy)
         atomic_store(&self.state.stop, 1, RELAXED)
 
     @property

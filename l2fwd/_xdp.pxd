@@ -51,6 +51,7 @@ cdef extern from * nogil:
         IN_ORDER "__ATOMIC_SEQ_CST"     # for all threads, and all variables stored so
 
     uint32_t atomic_load "__atomic_load_n"(const uint32_t* ptr, int order)
+    uint64_t atomic_load_64 "__atomic_load_n"(const uint64_t* ptr, int order)
     void atomic_store "__atomic_store_n"(uint32_t* ptr, uint32_t value, int order)
     void atomic_store_64 "__atomic_store_n"(uint64_t* ptr, uint64_t value, int order)
     void* atomic_load_ptr "__atomic_load_n"(void** ptr, int order)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from l2fwd.abi import CHANGES, VERDICTS
-from l2fwd.errors import ConfigError
+from l2fwd.errors import ConfigError, L2fwdError
+from l2fwd.policy_batch import PolicyBatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,99 +30,7 @@ _FIELDS: Final = {
 }
 _FLAGS: Final = 28
 
-
-class Batch:
-    """Packets that wait for an answer.  Only valid inside the call that got it.
-
-    Attributes
-    ----------
-    packets : structured array, shape (n,)
-        ``records.PACKET``: ``addr`` (byte offset in the UMEM), ``length`` (bytes) and ``key``, the
-        parsed header fields (``records.KEY``).
-    frames : uint8, shape (frame_count, frame_size)
-        All packet memory, no copy.  Byte ``i`` of each packet is
-        ``frames[batch.row, batch.column + i]``; what is written there is sent.
-    row, column : int64, shape (n,)
-        Where in ``frames`` each packet begins.
-    links : mapping of str to int
-        The ifindex of each link that can be sent to.
-    """
-
-    def __init__(
-        self, packets: "NDArray[Any]", frames: "NDArray[np.uint8]", links: Mapping[str, int]
-    ) -> None:
-        self.packets = packets
-        self.frames = frames
-        self.links = links
-        addrs = packets["addr"].astype("i8")
-        self.row, self.column = divmod(addrs, frames.shape[1])
-
-    def __len__(self) -> int:
-        return len(self.packets)
-
-    def bytes_of(self, index: int) -> "NDArray[np.uint8]":
-        """Return a view of one packet, uint8 of shape (length,)."""
-        start = int(self.column[index])
-        view: NDArray[np.uint8] = self.frames[
-            self.row[index], start : start + int(self.packets["length"][index])
-        ]
-        return view
-
-    def actions(self) -> "NDArray[Any]":
-        """Return new answers, ``records.ACTION`` of shape (n,); each says ``pass`` at first."""
-        import numpy as np
-
-        from l2fwd.records import ACTION
-
-        return np.zeros(len(self), ACTION)
-
-    def out(
-        self,
-        actions: "NDArray[Any]",
-        where: Any,
-        link: str,
-        *,
-        set_dst_mac: "bytes | NDArray[np.uint8] | None" = None,
-        set_src_mac: "bytes | NDArray[np.uint8] | None" = None,
-        swap_mac: bool = False,
-    ) -> None:
-        """Send the packets chosen by ``where`` (mask, indices or slice) out of ``link``.
-
-        Parameters
-        ----------
-        set_dst_mac, set_src_mac : bytes or uint8 of shape (6,) or (chosen, 6), optional
-
-        Raises
-        ------
-        ConfigError
-            If the link is not one of the job's.
-        """
-        import numpy as np
-
-        if link not in self.links:
-            raise ConfigError(f"out must be one of {', '.join(self.links)}, got {link!r}")
-        changes = CHANGES["swap_mac"] if swap_mac else 0
-        for field, mac in (("dst_mac", set_dst_mac), ("src_mac", set_src_mac)):
-            if mac is not None:
-                changes |= CHANGES["set_" + field]
-                rows = np.frombuffer(mac, np.uint8) if isinstance(mac, bytes) else mac
-                actions[field][where] = rows
-        actions["verdict"][where] = VERDICTS["out"]
-        actions["out_ifindex"][where] = self.links[link]
-        actions["changes"][where] = changes
-
-    def drop(self, actions: "NDArray[Any]", where: Any) -> None:
-        """Drop the packets chosen by ``where``."""
-        actions["verdict"][where] = VERDICTS["drop"]
-
-    def once(self, actions: "NDArray[Any]", where: Any = slice(None)) -> None:
-        """Answer for these packets only: the next ones of their flows are asked about again."""
-        from l2fwd.records import NOT_LEARNED
-
-        actions["flags"][where] |= NOT_LEARNED
-
-
-Decide = Callable[[Batch], "NDArray[Any]"]
+Decide = Callable[[PolicyBatch], "NDArray[Any]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +40,8 @@ class Policy:
     Parameters
     ----------
     decide : callable or None
-        ``decide(batch)`` returns one action for each packet of a ``Batch``, as ``batch.actions()``
-        does.  What it raises is logged, and the batch dropped and counted.
+        ``decide(batch)`` returns one action for each packet of a ``PolicyBatch``, as
+        ``batch.actions()`` does.  What it raises is logged, and the batch dropped and counted.
     fields : sequence of str
         What tells one flow from another: ``in src_mac dst_mac ethertype vlan proto src dst sport
         dport``.  A packet that differs in no field named here is not asked about again while its
@@ -145,7 +53,7 @@ class Policy:
     Raises
     ------
     ConfigError
-        If not exactly one of the three is given, or a field is unknown.
+        If not exactly one of decide, for_burst and for_packet is given, or a field is unknown.
     """
 
     decide: Decide | None = None
@@ -155,8 +63,11 @@ class Policy:
     owner: Any = None  # keeps a C function alive
 
     def __post_init__(self) -> None:
-        if sum(map(bool, (self.decide, self.for_burst, self.for_packet))) != 1:
+        given = (self.decide is not None, self.for_burst != 0, self.for_packet != 0)
+        if sum(given) != 1:
             raise ConfigError("a policy needs exactly one of decide, for_burst and for_packet")
+        if self.decide is not None and not callable(self.decide):
+            raise ConfigError(f"decide must be callable, got {type(self.decide).__name__}")
         for field in self.fields:
             if field not in _FIELDS:
                 raise ConfigError(f"fields must be among {', '.join(_FIELDS)}, got {field!r}")
@@ -174,7 +85,8 @@ class Policy:
             uint32_t count, uint8_t *umem)``.
             ``per="packet"``: ``void f(const struct packet *packet, struct rule_action *action,
             uint8_t *data)``.  The structs are ``records.PACKET`` and ``records.ACTION``; actions
-            are zero (``pass``) when it is called; the packet's bytes may be changed.
+            are zero (``pass``) when it is called; the packet's bytes may be changed.  An
+            ``out_ifindex`` left zero is the other one of IN and OUT.
         per : str
 
         Raises
@@ -220,16 +132,28 @@ def load_policy(text: str) -> Policy:
     name = name or "policy"
     try:
         defined = runpy.run_path(path)
-    except OSError as error:
-        raise ConfigError(f"policy {path}: {error.strerror or error}") from None
-    except Exception as error:
-        raise ConfigError(f"policy {path}: {type(error).__name__}: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"policy {path}{_describe(error, path)}") from None
     found = defined.get(name)
     if isinstance(found, Policy):
         return found
     if not callable(found):
         raise ConfigError(f"policy {path} defines no {name}: a Policy, or a function of a batch")
     return Policy(found)
+
+
+def _describe(error: BaseException, path: str) -> str:
+    """Say in the rest of a line where a policy's file failed, and why."""
+    import traceback
+
+    if isinstance(error, OSError) and error.filename == path:
+        return f": {error.strerror}"
+    message = " ".join(str(error).split())
+    if not isinstance(error, L2fwdError | SyntaxError):
+        message = f"{type(error).__name__}: {message}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    return f", line {lines[-1]}: {message}" if lines else f": {message}"
 
 
 def _address_of(function: Any) -> int:
@@ -248,35 +172,25 @@ def _address_of(function: Any) -> int:
             "a C function is an address, a ctypes function, a PyCapsule or a Numba cfunc; "
             f"got {type(function).__name__}"
         )
-    if not address:
-        raise ConfigError("a C function must not be NULL")
+    if not 0 < address < 1 << 64:
+        raise ConfigError(f"a C function has an address other than NULL, got {address}")
     return address
 
 
 def _capsule_address(capsule: Any) -> int:
     import ctypes
 
-    api = ctypes.pythonapi
-    api.PyCapsule_GetName.restype = ctypes.c_char_p
-    api.PyCapsule_GetName.argtypes = [ctypes.py_object]
-    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
-    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
-    return api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule)) or 0
+    # Prototypes of our own: those of ctypes.pythonapi belong to everybody.
+    api, anything = ctypes.pythonapi, ctypes.py_object
+    get_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, anything)(("PyCapsule_GetName", api))
+    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, anything, ctypes.c_char_p)
+    return pointer(("PyCapsule_GetPointer", api))(capsule, get_name(capsule)) or 0
 
 
 def asker(
-    policy: Policy,
-    memory: Callable[[], "tuple[Any, Any]"],
-    frames: "NDArray[np.uint8]",
-    links: Mapping[str, int],
-) -> Callable[[int], None] | None:
-    """Return what a ``Decider`` calls to ask ``policy``; None if that is a C function.
-
-    Parameters
-    ----------
-    memory : callable
-        Returns the decider's ``packets`` and ``actions``; not called before the first question.
-    """
+    policy: Policy, frames: "NDArray[np.uint8]", links: Mapping[str, int]
+) -> Callable[[memoryview, memoryview], None] | None:
+    """Return what a ``Decider`` calls to ask ``policy``; None if that is a C function."""
     decide = policy.decide
     if decide is None:
         return None
@@ -284,14 +198,16 @@ def asker(
 
     from l2fwd.records import ACTION, PACKET
 
-    def ask(count: int) -> None:
-        packets, actions = (np.asarray(each) for each in memory())
-        asked = packets[:count].view(PACKET)[:, 0]
-        answers = decide(Batch(asked, frames, links))
+    def ask(packets: memoryview, actions: memoryview) -> None:
+        # A copy: a policy may keep its batch, the worker's memory is used again.
+        asked = np.frombuffer(packets, PACKET).copy()
+        answers = decide(PolicyBatch(asked, frames, links))
         if not isinstance(answers, np.ndarray) or answers.dtype != ACTION:
             raise ConfigError("a policy must return actions: an array of records.ACTION")
-        if answers.shape != (count,):
-            raise ConfigError(f"a policy must return {count} actions, got shape {answers.shape}")
-        actions[:count].view(ACTION)[:, 0] = answers
+        if answers.shape != asked.shape:
+            raise ConfigError(
+                f"a policy must return actions of shape {asked.shape}, got {answers.shape}"
+            )
+        np.frombuffer(actions, ACTION)[:] = answers
 
     return ask

@@ -15,7 +15,7 @@ GENERATED = ROOT / "build" / "cython" / "l2fwd"
 LAYERS = (
     {"errors", "abi", "records", "_xdp", "_libxdp"},
     {"words"},
-    {"rule_words", "packet", "pcap", "stats"},
+    {"rule_words", "packet", "pcap", "stats", "policy_batch"},
     {"rules"},
     {"rule_keys"},
     {"rule_table"},
@@ -58,7 +58,7 @@ CYTHON_IMPORT = re.compile(
     re.M,
 )
 
-HOT_SOURCES = ("_rings.pxd", "_rings.pyx", "_worker.pyx")
+HOT_SOURCES = ("_rings.pxd", "_rings.pyx", "_classify.pyx", "_decide.pyx", "_worker.pyx")
 HOT_DEFINITION = re.compile(r"^cdef (?:inline )?[^\n(=]*?(\w+)\([^)]*\) noexcept nogil:", re.M)
 HOT_AT_LEAST = {
     "forward_burst", "kick_tx", "refill", "reclaim", "turn", "idle", "run_worker", "drain",

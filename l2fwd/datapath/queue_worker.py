@@ -158,7 +158,8 @@ class QueueWorker:
         self.ask_to_stop()
         self._thread.join(_JOIN_SECONDS)
         if self._thread.is_alive():
-            raise RunError(f"the worker of queue {self.queue_id} does not stop")
+            asks = "; its policy has not returned" if self.config.policy else ""
+            raise RunError(f"the worker of queue {self.queue_id} does not stop{asks}")
         self._thread = None
 
     def close(self) -> None:

@@ -166,15 +166,12 @@ class RuledPath(AfxdpPath):
             }
         policy = self.config.policy
         if policy is not None:
-            links = self._book.ifindexes
-            ask = asker(policy, lambda: (decider.packets, decider.actions), umem.frames, links)
             options |= {
-                "ask": ask,
+                "ask": asker(policy, umem.frames, self._book.ifindexes),
                 "for_burst": policy.for_burst,
                 "for_packet": policy.for_packet,
             }
-        decider = Decider(self._classifier, list(self._book.ifindexes.values()), **options)
-        return decider
+        return Decider(self._classifier, list(self._book.ifindexes.values()), **options)
 
     def start(self, is_stopping: Callable[[], bool] = lambda: False) -> Event:
         """Put the rules in force, attach, bind every queue, let packets in; all or nothing."""
