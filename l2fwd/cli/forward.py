@@ -116,6 +116,10 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     batch_size = args.batch_size
     if batch_size is None:
         batch_size = min(DEFAULT_BATCH_SIZE, args.ring_size)
+    rules = join_rules(args.rule, args.rules)
+    asks = args.miss == "user" or any(rule.action.kind == "user" for rule in rules)
+    if args.policy is not None and not asks:
+        raise ConfigError("policy would never be asked: add --miss user, or a rule '... -> user'")
     socket = SocketConfig(
         ring_size=args.ring_size,
         bind_mode=choose(BindMode, args.bind, "bind"),
