@@ -18,7 +18,7 @@ debug:                       ## the same with frame places that abort on an ille
 demo: build                  ## forward real frames between two veth links and account for them
 	$(SUDO) $(BIN)/python -m l2fwd lab demo --duration 5
 
-test: build                  ## the whole test suite, as root; L2FWD_DEBUG=1 for the debug build
+test: build $(VENV)/.numba   ## the whole test suite, as root; L2FWD_DEBUG=1 for the debug build
 	$(SUDO) $(BIN)/python -m pytest $(ARGS)
 
 fuzz: build                  ## a million frames against the oracle, long runs of the ring model
@@ -45,6 +45,10 @@ $(VENV)/.deps: pyproject.toml install-packages
 	@SUDO="$(SUDO)" ./install-packages
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -U 'setuptools>=77' 'Cython>=3.1'
+	touch $@
+
+$(VENV)/.numba: $(VENV)/.deps  # for one example; without it its tests are skipped, by name
+	$(BIN)/pip install -q --disable-pip-version-check 'numba>=0.61' || echo "no Numba: one example is not tested"
 	touch $@
 
 $(VENV)/.built-$(KIND): $(VENV)/.deps $(SOURCES)
