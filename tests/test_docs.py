@@ -12,16 +12,36 @@ from l2fwd.cli import forward
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+POLICIES = (ROOT / "docs" / "policies.md").read_text()
 
 
-@pytest.mark.privileged
-def test_the_library_example_runs(bed):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run_in(bed, code, folder="."):
     subprocess.run(
         ["nsenter", f"--net=/run/netns/{bed.fwd}", sys.executable, "-c", code],
         check=True,
         timeout=60,
+        cwd=folder,
     )
+
+
+@pytest.mark.privileged
+def test_the_library_example_runs(bed):
+    (code,) = blocks(README, "python")
+    run_in(bed, code)
+
+
+@pytest.mark.privileged
+def test_the_code_about_policies_runs(bed, tmp_path):
+    (code,) = blocks(POLICIES, "c")
+    (tmp_path / "policy.c").write_text(code)
+    (command,) = re.findall(r"`(cc .*?)`", POLICIES)
+    subprocess.run([*command.split(), "-Wall", "-Wextra", "-Werror"], check=True, cwd=tmp_path)
+    for code in blocks(POLICIES, "python"):
+        run_in(bed, code, tmp_path)
 
 
 def test_every_verb_is_in_the_readme_and_every_verb_of_it_exists():
@@ -43,9 +63,10 @@ def test_every_option_in_the_readme_exists():
 
 
 def test_every_link_in_the_documents_leads_somewhere():
-    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
-            assert (ROOT / target).exists(), f"{document}: {target}"
+    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/policies.md"):
+        path = ROOT / document
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{document}: {target}"
 
 
 def test_every_file_in_the_architecture_exists():
