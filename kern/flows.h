@@ -113,7 +113,8 @@ static __always_inline int is_settled(struct flow *flow, __u32 queue)
 	sent_up = *(volatile __u64 *)&queued->sent_up;
 	if (flow->wait_for == FLOW_NEW)
 		flow->wait_for = sent_up;
-	if (*(volatile __u64 *)&queued->done < flow->wait_for &&
+	/* Nothing was numbered where a driver has no room for metadata: only patience helps. */
+	if ((!sent_up || *(volatile __u64 *)&queued->done < flow->wait_for) &&
 	    (__s64)(bpf_ktime_get_coarse_ns() - flow->last_seen) < FLOW_PATIENCE_NS) {
 		flow->wait_for = sent_up + 1;
 		return 0;
@@ -133,8 +134,14 @@ static __always_inline void number_packet(struct xdp_md *ctx)
 	if (!queued || bpf_xdp_adjust_meta(ctx, -(int)sizeof(*number)))
 		return;
 	number = (void *)(long)ctx->data_meta;
-	if ((void *)(number + 1) <= (void *)(long)ctx->data)
-		*number = __sync_fetch_and_add(&queued->sent_up, 1) + 1;
+	if ((void *)(number + 1) > (void *)(long)ctx->data)
+		return;
+	/* Two comparisons: the verifier learns nothing from the one that clang would make. */
+	asm volatile("" : "+r"(number));
+	/* Right before the data, where the worker looks: not so if metadata was there already. */
+	if ((void *)(number + 1) < (void *)(long)ctx->data)
+		return;
+	*number = __sync_fetch_and_add(&queued->sent_up, 1) + 1;
 }
 
 static __always_inline void count_flow(struct flow *flow, __u64 bytes)

@@ -21,17 +21,33 @@ struct {
 	__uint(XDP_PASS, 1);
 } XDP_RUN_CONFIG(l2fwd_hybrid);
 
-static __always_inline int send_up(struct xdp_md *ctx, struct datapath_counters *count, __u32 order,
-				   __u64 bytes)
-{
-	int verdict = XDP_PASS;
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);   /* 0 */
+	__type(value, __u32); /* 1: this link runs generic XDP */
+	__uint(max_entries, 1);
+} generic SEC(".maps");
 
-	if (!was_injected(ctx, bytes)) {
-		if ((order & 0xff) != NO_FLOW_MASK)
-			number_packet(ctx);
-		/* XDP_PASS on a miss: a dead engine never becomes a black hole. */
-		verdict = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
-	}
+/* Whether user space has just given the packet back.  Asked once: the answer is forgotten. */
+static __always_inline int was_injected(struct xdp_md *ctx)
+{
+	struct injected_packet packet;
+	__u32 zero = 0, *is_generic;
+
+	is_generic = bpf_map_lookup_elem(&generic, &zero);
+	if (!is_generic || !*is_generic || describe_packet(ctx, &packet))
+		return 0;
+	return !bpf_map_delete_elem(&injected, &packet);
+}
+
+static __always_inline int send_up(struct xdp_md *ctx, struct datapath_counters *count, __u32 order)
+{
+	int verdict;
+
+	if ((order & 0xff) != NO_FLOW_MASK)
+		number_packet(ctx);
+	/* XDP_PASS on a miss: a dead engine never becomes a black hole. */
+	verdict = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
 	if (verdict == XDP_REDIRECT)
 		count->upcall_packets++;
 	else
@@ -50,11 +66,9 @@ static __always_inline int decide(struct xdp_md *ctx, const struct packet_key *k
 	if (action)
 		verdict = verdict_of(ctx, action, key);
 	if (verdict == VERDICT_OUT || verdict == VERDICT_USER)
-		return send_up(ctx, count, order, bytes);
+		return send_up(ctx, count, order);
 	if (action)
 		count_hit(action, bytes);
-	if (verdict == VERDICT_PASS)
-		was_injected(ctx, bytes);
 	return act(ctx, NULL, verdict, key, count, bytes);
 }
 
@@ -67,6 +81,8 @@ int l2fwd_hybrid(struct xdp_md *ctx)
 	struct flow *flow;
 	__u32 order, verdict;
 
+	if (was_injected(ctx))
+		return XDP_PASS;
 	count = find_counters();
 	if (!count)
 		return XDP_ABORTED;
@@ -79,8 +95,6 @@ int l2fwd_hybrid(struct xdp_md *ctx)
 	count_flow(flow, bytes);
 	count_hit(&flow->action, bytes);
 	verdict = verdict_of(ctx, &flow->action, &key);
-	if (verdict == VERDICT_PASS)
-		was_injected(ctx, bytes);
 	return act(ctx, &flow->action, verdict, &key, count, bytes);
 }
 

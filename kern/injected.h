@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* Packets that user space gives back to the host.  Generic XDP sees them once more. */
+/* Packets that user space gives back to the host.  Generic XDP sees them once more, maybe on
+ * another CPU (RPS).
+ */
 #ifndef L2FWD_INJECTED_H
 #define L2FWD_INJECTED_H
 
@@ -7,29 +9,29 @@
 
 #include <bpf/bpf_helpers.h>
 
-struct injected_packet {
-	__u32 ifindex; /* 0: none */
-	__u32 length;
+#define INJECTED_HEAD 56
+
+struct injected_packet { /* what tells it from others */
+	__u64 ifindex;
+	__u64 length; /* 64 bits: the verifier knows no difference of packet pointers in 32 */
+	__u8 head[INJECTED_HEAD]; /* the first bytes, or the Ethernet header of a shorter one */
 };
 
-/* The host's side of an injection runs on the same CPU, right after inject.bpf.c. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__type(key, __u32); /* 0 */
-	__type(value, struct injected_packet);
-	__uint(max_entries, 1);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct injected_packet);
+	__type(value, __u32);
+	__uint(max_entries, 4096);
 } injected SEC(".maps");
 
-/* Asked once about each packet that may be one: the answer is forgotten. */
-static __always_inline int was_injected(struct xdp_md *ctx, __u64 bytes)
+static __always_inline int describe_packet(struct xdp_md *ctx, struct injected_packet *packet)
 {
-	__u32 zero = 0;
-	struct injected_packet *packet = bpf_map_lookup_elem(&injected, &zero);
-
-	if (!packet || packet->ifindex != ctx->ingress_ifindex || packet->length != bytes)
-		return 0;
-	packet->ifindex = 0;
-	return 1;
+	__builtin_memset(packet, 0, sizeof(*packet));
+	packet->ifindex = ctx->ingress_ifindex;
+	packet->length = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+	if (packet->length < INJECTED_HEAD)
+		return bpf_xdp_load_bytes(ctx, 0, packet->head, 14);
+	return bpf_xdp_load_bytes(ctx, 0, packet->head, INJECTED_HEAD);
 }
 
 #endif

@@ -5,7 +5,7 @@ Thin: one C object, one class; one C call, one method.  A failing call raises
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport ENODEV, ENOENT, errno
+from libc.errno cimport EINVAL, ENODEV, ENOENT, errno
 from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.string cimport memset
 
@@ -14,14 +14,14 @@ from l2fwd._libxdp cimport (
     bpf_link_create_opts, bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id,
     bpf_link_info, bpf_map, bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd,
     bpf_map__set_ifindex, bpf_map__set_max_entries, bpf_map__value_size, bpf_map_delete_elem,
-    bpf_map_get_fd_by_id, bpf_map_info, bpf_map_lookup_batch, bpf_map_lookup_elem, bpf_map_update_batch, bpf_map_update_elem,
-    bpf_obj_get, bpf_obj_get_info_by_fd, bpf_obj_pin, bpf_object, bpf_object__close,
-    bpf_object__find_map_by_name, bpf_object__find_program_by_name,
-    bpf_object__load, bpf_object__next_map, bpf_object__open_file, bpf_prog_get_fd_by_id,
-    bpf_prog_info, bpf_prog_test_run_opts, bpf_program, bpf_program__fd,
-    bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach, bpf_xdp_query,
-    bpf_xdp_query_opts, libbpf_num_possible_cpus, libxdp_get_error, xdp_attach_mode,
-    xdp_multiprog, xdp_multiprog__close, xdp_multiprog__get_from_ifindex,
+    bpf_map_get_fd_by_id, bpf_map_info, bpf_map_lookup_batch, bpf_map_lookup_elem,
+    bpf_map_update_batch, bpf_map_update_elem, bpf_obj_get, bpf_obj_get_info_by_fd, bpf_obj_pin,
+    bpf_object, bpf_object__close, bpf_object__find_map_by_name,
+    bpf_object__find_program_by_name, bpf_object__load, bpf_object__next_map,
+    bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info, bpf_prog_test_run_opts,
+    bpf_program, bpf_program__fd, bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach,
+    bpf_xdp_query, bpf_xdp_query_opts, libbpf_num_possible_cpus, libxdp_get_error,
+    xdp_attach_mode, xdp_multiprog, xdp_multiprog__close, xdp_multiprog__get_from_ifindex,
     xdp_multiprog__is_legacy, xdp_program, xdp_program__attach, xdp_program__close,
     xdp_program__detach, xdp_program__from_bpf_obj, xsk_ring_cons, xsk_ring_prod, xsk_socket,
     xsk_socket__create_shared, xsk_socket__delete, xsk_socket__fd, xsk_socket_config, xsk_umem,
@@ -32,6 +32,7 @@ from l2fwd._xdp cimport getsockopt
 
 import logging
 import os
+import time
 
 from l2fwd._rings import RingMemory
 from l2fwd.errors import ConfigError, kernel_error
@@ -115,13 +116,13 @@ cdef extern from * nogil:
 
 cdef enum:
     ITEMS_AT_ONCE = 4096
-    GENERIC_META_BYTES = 8
     MAX_PROGRAM_MAPS = 64
     BPF_F_TEST_XDP_LIVE_FRAMES = 1 << 1
 
 _logger = logging.getLogger("l2fwd.libbpf")
 
 
+GRACE_SECONDS = 0.1
 last_warning = ""
 
 
@@ -353,25 +354,19 @@ cdef int insert_flows(int fd, const void* keys, const void* values,
     return bpf_map_update_batch(fd, keys, values, count, NULL)
 
 
-cdef int give_to_host(int fd, uint8_t* data, uint32_t length, uint32_t ifindex,
-                      bint is_generic) noexcept nogil:
-    """Have the host stack receive a packet on a link: a live frame that the program passes.
-
-    Eight bytes in front of ``data`` are metadata where the link runs generic XDP.
-    """
+cdef int give_to_host(int fd, uint8_t* data, uint32_t length, uint32_t ifindex) noexcept nogil:
+    """Have the host stack receive a packet on a link: a live frame that the program passes."""
     cdef bpf_test_run_opts opts
     cdef uint32_t context[6]            # struct xdp_md
-    cdef uint32_t meta = GENERIC_META_BYTES if is_generic else 0
     memset(context, 0, sizeof(context))
-    context[0] = meta                   # data
-    context[1] = meta + length          # data_end
+    context[1] = length                 # data_end
     context[3] = ifindex
     memset(&opts, 0, sizeof(opts))
     opts.sz = sizeof(opts)
     opts.repeat = 1
     opts.flags = BPF_F_TEST_XDP_LIVE_FRAMES
-    opts.data_in = data - meta
-    opts.data_size_in = meta + length
+    opts.data_in = data
+    opts.data_size_in = length
     opts.ctx_in = context
     opts.ctx_size_in = sizeof(context)
     return bpf_prog_test_run_opts(fd, &opts)
@@ -435,6 +430,9 @@ def run_packet(int program_fd, const unsigned char[:] packet, uint32_t ingress_i
 def synchronize():
     """Wait until every program that runs now has ended (synchronize_rcu)."""
     if syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) < 0:
+        if errno == EINVAL:             # nohz_full CPUs: the kernel has no such wait then
+            time.sleep(GRACE_SECONDS)   # programs run for microseconds, not preempted by threads
+            return
         raise kernel_error(errno, "synchronize with", "running programs")
 
 

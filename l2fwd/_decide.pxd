@@ -37,8 +37,8 @@ cdef extern from "l2fwd.h" nogil:
 # Kernel calls, as pointers: this file knows no libbpf, and tests put their own in.
 ctypedef int (*insert_function)(int fd, const void* keys, const void* values,
                                 uint32_t* count) noexcept nogil
-ctypedef int (*host_function)(int fd, uint8_t* data, uint32_t length, uint32_t ifindex,
-                              bint is_generic) noexcept nogil
+ctypedef int (*host_function)(int fd, uint8_t* data, uint32_t length,
+                              uint32_t ifindex) noexcept nogil
 # A user's code: for a burst, or for one packet at a time.
 ctypedef void (*burst_policy)(const Packet* packets, rule_action* actions, uint32_t count,
                               uint8_t* umem) noexcept nogil
@@ -105,7 +105,7 @@ cdef inline int port_of(const Decision* decision, uint32_t ifindex) noexcept nog
 
 cdef class Decider:
     cdef Decision state
-    cdef public Classifier classifier   # in force
+    cdef readonly Classifier classifier  # in force
     cdef readonly object ask
 
 

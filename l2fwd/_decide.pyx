@@ -9,11 +9,12 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.time cimport clock_gettime, timespec
 
 from l2fwd._classify cimport (
-    VERDICT_OUT, VERDICT_USER, Classifier, Packet, Table, classify, hash_key, rule_action,
+    KEY_WORDS, VERDICT_OUT, VERDICT_USER, Classifier, Packet, Table, classify, hash_key, packet_key,
+    rule_action,
 )
 from l2fwd._xdp cimport RELAXED, atomic_load_64, atomic_store_64
 
@@ -157,13 +158,16 @@ cdef inline void add_tokens(Learner* learner) noexcept nogil:
 
 cdef inline void mask_flow(flow_key* key, const Packet* packet, const Table* table,
                            uint16_t queue) noexcept nogil:
-    cdef const uint64_t* words = <const uint64_t*>&packet.key
-    cdef const uint64_t* mask = <const uint64_t*>&table.flow_mask
-    cdef uint64_t* masked = <uint64_t*>&key.packet
+    cdef uint64_t words[KEY_WORDS]
+    cdef uint64_t mask[KEY_WORDS]
     cdef int i
+    # Copies: these structs have other members, and the compiler may rely on that.
+    memcpy(words, &packet.key, sizeof(packet_key))
+    memcpy(mask, &table.flow_mask, sizeof(packet_key))
+    for i in range(KEY_WORDS):
+        words[i] &= mask[i]
+    memcpy(&key.packet, words, sizeof(packet_key))
     key.queue, key.mask_slot, key.zero = queue, table.flow_slot, 0
-    for i in range(8):
-        masked[i] = words[i] & mask[i]
 
 
 cdef inline bint is_possible(const Decision* decision, const rule_action* action) noexcept nogil:

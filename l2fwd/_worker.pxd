@@ -41,7 +41,6 @@ cdef struct WorkerState:
     Table* table                    # the rules of this turn
     host_function give_back
     int host_fd                     # program that gives packets to the host
-    bint is_generic[MAX_PORTS]
     Progress progress[MAX_PORTS]
 
 

@@ -17,7 +17,6 @@ class Worker:
         progress: Sequence[int] = (),
         give_back: int = 0,
         host_fd: int = -1,
-        is_generic: Sequence[bool] = (),
     ) -> None: ...
     @property
     def ports(self) -> tuple[Port, ...]: ...

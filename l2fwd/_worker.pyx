@@ -182,8 +182,7 @@ cdef void give_to_host(WorkerState* worker, uint32_t place, const Packet* packet
     cdef PortState* src = worker.ports[place]
     cdef uint8_t* data = src.pool.data + packet.addr
     if worker.give_back != NULL and worker.give_back(
-            worker.host_fd, data, packet.length, packet.key.in_ifindex,
-            worker.is_generic[place]) == 0:
+            worker.host_fd, data, packet.length, packet.key.in_ifindex) == 0:
         src.counters.host_packets += 1
     else:
         src.counters.rx_host_drops += 1
@@ -352,21 +351,20 @@ cdef uint32_t turn_with_rules(WorkerState* worker, int* error) noexcept nogil:
 cdef void tell_progress(WorkerState* worker, Progress* progress) noexcept nogil:
     """Tell the kernel up to which packet all have left, so that flows may go over to it."""
     cdef uint32_t i
-    if progress.done == NULL:
-        return
-    if progress.pending == 0:
-        if progress.seen == progress.done[0]:
-            return
-        progress.pending = progress.seen
+    while progress.done != NULL:
+        if progress.pending == 0:
+            if progress.seen == progress.done[0]:
+                return
+            progress.pending = progress.seen
+            for i in range(worker.port_count):
+                progress.targets[i] = worker.ports[i].counters.tx_packets
         for i in range(worker.port_count):
-            progress.targets[i] = worker.ports[i].counters.tx_packets
-    for i in range(worker.port_count):
-        if worker.ports[i].counters.tx_completed < progress.targets[i]:
-            reclaim(worker.ports[i])
-        if worker.ports[i].counters.tx_completed < progress.targets[i]:
-            return
-    atomic_store_64(progress.done, progress.pending, RELEASE)
-    progress.pending = 0
+            if worker.ports[i].counters.tx_completed < progress.targets[i]:
+                reclaim(worker.ports[i])
+            if worker.ports[i].counters.tx_completed < progress.targets[i]:
+                return
+        atomic_store_64(progress.done, progress.pending, RELEASE)
+        progress.pending = 0
 
 
 cdef inline bint is_settled(const WorkerState* worker) noexcept nogil:
@@ -502,8 +500,6 @@ cdef class Worker:
     give_back, host_fd : int
         Address of the function that gives a packet to the host stack, and the program it runs;
         without it such packets are dropped and counted.
-    is_generic : sequence of bool
-        By port: whether its link runs generic XDP (skb mode).
 
     Raises
     ------
@@ -513,8 +509,7 @@ cdef class Worker:
 
     def __cinit__(self, *ports, uint32_t batch_size=64, bint both_ways=True,
                   bint busy_poll=False, bytes dst_mac=None, bint swap_mac=False,
-                  Decider decider=None, progress=(), uintptr_t give_back=0, int host_fd=-1,
-                  is_generic=()):
+                  Decider decider=None, progress=(), uintptr_t give_back=0, int host_fd=-1):
         cdef Port port
         most = 2 if decider is None else MAX_PORTS
         if len(set(ports)) != len(ports) or not 2 <= len(ports) <= most:
@@ -528,9 +523,8 @@ cdef class Worker:
             self.state.ports[i] = &port.state
         if batch_size < 1:
             raise ConfigError("batch_size must be at least 1")
-        for each in (progress, is_generic):
-            if len(each) not in (0, len(ports)):
-                raise ConfigError(f"progress and is_generic need one entry a port, got {len(each)}")
+        if len(progress) not in (0, len(ports)):
+            raise ConfigError(f"progress needs one entry a port, got {len(progress)}")
         self.state.port_count = len(ports)
         self.state.batch_size = batch_size
         self.state.both_ways = both_ways
@@ -543,8 +537,6 @@ cdef class Worker:
         self.state.host_fd = host_fd
         for i, address in enumerate(progress):
             self.state.progress[i].done = <uint64_t*><uintptr_t>address
-        for i, generic in enumerate(is_generic):
-            self.state.is_generic[i] = generic
 
     def run(self):
         """Forward until ``stop``.  Releases the GIL for the whole run, but for a policy in Python.

@@ -35,7 +35,7 @@ Level = Literal["ok", "warning", "error"]
 HOST: Final = "host"
 DEFAULT_UMEM_BYTES: Final = 16 << 20
 
-_OLDEST_KERNEL: Final = (5, 10)  # bpf_link for XDP is 5.9, the long-term kernel after it 5.10
+_OLDEST_KERNEL: Final = (5, 18)  # xdp.frags, and live frames of BPF_PROG_TEST_RUN
 _LOOPBACK_IFINDEX: Final = 1  # in every network namespace
 
 # linux/capability.h

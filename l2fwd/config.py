@@ -344,6 +344,11 @@ class ForwardConfig:
             raise ConfigError("with miss user, rewriting is the policy's: see Batch.out")
         if len(self.rules) and self.one_way:
             raise ConfigError(f"one-way is for all of a pair: begin rules with 'in {self.in_link}'")
+        if self.data_path != "redirect" and self.umem.frame_count < 2 * len(self.links):
+            raise ConfigError(
+                f"frames must be at least {2 * len(self.links)} for {len(self.links)} links, "
+                f"got {self.umem.frame_count}"
+            )
         if len(self.links) > MAX_LINKS:
             raise ConfigError(f"the rules name {len(self.links)} links, {MAX_LINKS} are possible")
         self.check_policy(self.rules)

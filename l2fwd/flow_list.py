@@ -12,7 +12,7 @@ from l2fwd.abi import CHANGES, VERDICTS
 from l2fwd.bpf import attached_items
 from l2fwd.explain import shown
 from l2fwd.records import BY_POLICY, FLOW, FLOW_KEY
-from l2fwd.rules import Action
+from l2fwd.rule_words import mac_word
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,8 +99,11 @@ def _match(ifname: str, key: bytes, mask: bytes) -> str:
         known = int.from_bytes(mask[first:end]).bit_count()
         if not known:
             continue
-        is_cut = field in ("src", "dst") and known < (32 if "." in word else 128)
-        words += [field, f"{word}/{known}" if is_cut else word]
+        if field in ("src", "dst") and known < (32 if "." in word else 128):
+            word = f"{word}/{known}"
+        elif field in ("sport", "dport") and known < 16:
+            word = f"{word}-{int(word) | 0xFFFF >> known}"
+        words += [field, word]
     return " ".join(words)
 
 
@@ -108,13 +111,16 @@ def _action(action: "NDArray[Any]") -> str:
     kind = _VERDICTS.get(int(action["verdict"]), "?")
     if kind != "out":
         return kind
-    changes = int(action["changes"])
-    rewrites: dict[str, Any] = {name: bool(changes & bit) for name, bit in CHANGES.items()}
-    for name in ("src_mac", "dst_mac"):
-        is_set = rewrites["set_" + name]
-        rewrites["set_" + name] = action[name].tobytes() if is_set else None
-    rewrites["push_vlan"] = int(action["vlan"]) if rewrites["push_vlan"] else None
-    return str(Action(kind="out", out_link=_ifname(int(action["out_ifindex"])), **rewrites))
+    # Not a rule's Action: what a policy answers need not be one that a rule may ask for.
+    words = ["out", _ifname(int(action["out_ifindex"]))]
+    for name, bit in CHANGES.items():
+        if int(action["changes"]) & bit:
+            words.append(name)
+            if name in ("set_src_mac", "set_dst_mac"):
+                words.append(mac_word(action[name.removeprefix("set_")].tobytes()))
+            elif name == "push_vlan":
+                words.append(str(int(action["vlan"])))
+    return " ".join(words)
 
 
 def _ifname(ifindex: int) -> str:

@@ -43,7 +43,7 @@ DROPS = (
 BURST = CFUNCTYPE(None, c_void_p, c_void_p, c_uint32, c_void_p)
 PER_PACKET = CFUNCTYPE(None, c_void_p, c_void_p, c_void_p)
 INSERT = CFUNCTYPE(c_int, c_int, c_void_p, c_void_p, POINTER(c_uint32))
-GIVE_BACK = CFUNCTYPE(c_int, c_int, c_void_p, c_uint32, c_uint32, c_int)
+GIVE_BACK = CFUNCTYPE(c_int, c_int, c_void_p, c_uint32, c_uint32)
 
 
 def packet(number=0, *, dport=53, payload=b"", head=None):
@@ -257,15 +257,15 @@ def test_what_is_passed_goes_to_the_host_as_it_arrived():
     given = []
 
     @GIVE_BACK
-    def give_back(fd, data, length, ifindex, is_generic):
-        given.append((fd, ctypes.string_at(data, length), ifindex, is_generic))
+    def give_back(fd, data, length, ifindex):
+        given.append((fd, ctypes.string_at(data, length), ifindex))
         return -errno.ENOMEM if len(given) == 2 else 0
 
     address = ctypes.cast(give_back, c_void_p).value
-    worker = {"give_back": address, "host_fd": 42, "is_generic": [True, False]}
+    worker = {"give_back": address, "host_fd": 42}
     bed = Bed(Policy(PolicyBatch.actions), worker=worker)
     bed.turn(packet(0), packet(1))
-    assert given == [(42, packet(i), LINKS["left"], 1) for i in range(2)]
+    assert given == [(42, packet(i), LINKS["left"]) for i in range(2)]
     assert bed.count("host_packets") == 1
     assert bed.drops == {"rx_host_drops": 1}
 

@@ -348,8 +348,7 @@ def test_the_rings_memory_lives_as_long_as_its_port():
     assert ports[0].frames()["fill"] == 4
 
 
-@pytest.mark.parametrize("option", ["progress", "is_generic"])
-def test_a_worker_takes_one_entry_a_port(option):
+def test_a_worker_takes_one_entry_of_progress_a_port():
     _, left, right = make_queues()
     with pytest.raises(ConfigError, match="one entry a port"):
-        Worker(left.port, right.port, **{option: [0] * 17})
+        Worker(left.port, right.port, progress=[0] * 17)

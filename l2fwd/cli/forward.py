@@ -108,10 +108,6 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         _refuse(args, SOCKETS_ONLY, "is about sockets; --data-path redirect has none")
     if args.data_path != "hybrid":
         _refuse(args, HYBRID_ONLY, "is about learned flows; only --data-path hybrid has them")
-    rules = join_rules(args.rule, args.rules)
-    is_asked = args.miss == "user" or any(rule.action.kind == "user" for rule in rules)
-    if args.policy is not None and not is_asked:
-        raise ConfigError("policy is never asked; use --miss user, or a rule '... -> user'")
     frames = 4 * args.ring_size if args.frames is None else args.frames
     batch_size = args.batch_size
     if batch_size is None:

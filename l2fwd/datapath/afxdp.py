@@ -161,13 +161,17 @@ class AfxdpPath(LinkedPath):
         """
         for worker in self.workers:  # all at once: each may sleep a while before it looks
             worker.ask_to_stop()
-        for worker in self.workers:
-            worker.stop()
-        for side in self.sides:
-            side.detach()
+        with ExitStack() as steps:  # from the last to the first, and each whatever the others do
+            steps.callback(self._undo.close)
+            steps.callback(self._keep_sample)
+            for side in self.sides:
+                steps.callback(side.detach)
+            for worker in self.workers:
+                steps.callback(worker.stop)
+
+    def _keep_sample(self) -> None:
         if self._final is None:
             self._final = self.sample()
-        self._undo.close()
 
 
 def _choose_queues(config: ForwardConfig, sides: tuple[Side, ...]) -> tuple[int, ...]:

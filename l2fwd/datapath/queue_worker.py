@@ -46,6 +46,7 @@ class QueueWorker:
         self.cpu = cpu
         self.config = sides[0].config
         self.error: KernelError | None = None
+        self.held: tuple[object, ...] = ()  # memory that the running worker writes to
         self.sockets: list[XdpSocket] = []
         self._undo = ExitStack()
         self._thread: threading.Thread | None = None
@@ -177,6 +178,7 @@ class QueueWorker:
             sample.frames = {}
         self.sockets = []
         self.worker = None
+        self.held = ()
         self._undo.close()
 
     def sample(self) -> list[PortSample]:

@@ -5,6 +5,8 @@ pass to the host or drop.  The worker gets the rest.  ``hybrid`` learns what it 
 packets of the flow are forwarded by the program.
 """
 
+import struct
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -29,6 +31,7 @@ from l2fwd.xsk import Umem
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_U32: Final = struct.Struct("=I")
 _PER_QUEUE: Final = ("sockets", "progress")
 _AGE_SECONDS: Final = (1.0, 30.0)  # between two looks for idle flows, at least and at most
 
@@ -65,6 +68,7 @@ class RuledPath(AfxdpPath):
         self._classifier: Classifier | None = None
         self._progress: dict[str, Progress] = {}
         self._counted_before: dict[Rule, tuple[int, int]] = {}  # by earlier rules of the same id
+        self._lock = threading.RLock()  # apply comes from any thread
         self._forgotten = 0
         self._next_age = 0.0
 
@@ -117,6 +121,10 @@ class RuledPath(AfxdpPath):
             If a rule names a link that is none of the job's, or the rules do not fit; the old
             ones stay.
         """
+        with self._lock:
+            self._apply(rules)
+
+    def _apply(self, rules: RuleTable) -> None:
         before, ids = self._book.compiled, self._book.ids()
         self._book.apply(rules)
         for rule, rule_id in self._book.ids().items():
@@ -144,15 +152,23 @@ class RuledPath(AfxdpPath):
 
     def _worker_options(self, of: QueueWorker, umem: Umem) -> dict[str, Any]:
         assert self._host is not None
-        modes = [side.attachment.mode if side.attachment else "none" for side in self.sides]
-        progress = [self._progress[side.name].address(of.queue_id) for side in self.sides]
+        self._note_modes()
+        maps = [self._progress[side.name] for side in self.sides]
+        of.held = tuple(maps)  # mapped for as long as the worker may write there
+        progress = [each.address(of.queue_id) for each in maps]
         return {
             "decider": self._make_decider(of, umem),
             "progress": progress if self._learns else (),
             "give_back": bpf.GIVE_TO_HOST,
             "host_fd": self._host.fd,
-            "is_generic": [mode == "skb" for mode in modes],
         }
+
+    def _note_modes(self) -> None:
+        """Have programs in skb mode look for packets given back, which generic XDP sees again."""
+        for side in self.sides:
+            is_generic = side.attachment is not None and side.attachment.mode == "skb"
+            if side.program is not None:
+                side.program.update("generic", {bytes(4): _U32.pack(is_generic)})
 
     def _make_decider(self, of: QueueWorker, umem: Umem) -> Decider:
         assert self._flows is not None
@@ -187,12 +203,14 @@ class RuledPath(AfxdpPath):
         return ready
 
     def _open_again(self) -> None:
+        self._note_modes()
         self._put_rules()
         super()._open_again()
 
     def watch(self) -> None:
         """Notice dead sockets, lost programs and vanished links; forget idle flows."""
-        super().watch()
+        with self._lock:
+            super().watch()
         now = time.monotonic()
         if self._learns and self._flows is not None and now >= self._next_age:
             timeout = self.config.flows.timeout
