@@ -73,7 +73,7 @@ cdef struct Bucket:                 # one cache line
 cdef struct MaskTable:
     uint64_t mask[KEY_WORDS]        # eight bytes of the key each,
     uint8_t offsets[KEY_WORDS]      # that begin there; gaps in the mask are left out
-    uint32_t word_count             # even: the last may be empty
+    uint32_t word_count             # the mask of others is zero
     uint32_t best_rank
     Bucket* buckets
     uint64_t bucket_mask            # buckets - 1

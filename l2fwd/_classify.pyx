@@ -468,7 +468,6 @@ cdef class Classifier:
             memcpy(<uint8_t*>&mask.mask[mask.word_count] + offset - start, key_mask + offset,
                    end - offset)
             mask.word_count += 1
-        mask.word_count += mask.word_count & 1
         mask.entry_shift = 6 if mask.word_count <= 4 else 7     # whole cache lines
         while BUCKET_SLOTS * buckets < 2 * <uint64_t>count:
             buckets *= 2

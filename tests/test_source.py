@@ -63,6 +63,7 @@ HOT_DEFINITION = re.compile(r"^cdef (?:inline )?[^\n(=]*?(\w+)\([^)]*\) noexcept
 HOT_AT_LEAST = {
     "forward_burst", "kick_tx", "refill", "reclaim", "turn", "idle", "run_worker", "drain",
     "ring_peek", "ring_reserve", "ring_submit", "ring_release", "rewrite_packet",
+    "parse_packet", "classify", "list_hits", "ttl_allows", "change_packet", "decide_burst",
 }  # fmt: skip
 
 
