@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from l2fwd._worker import Worker
+    from l2fwd.batch import Batch
     from l2fwd.config import FlowConfig, ForwardConfig, Rewrite, SocketConfig, UmemConfig
     from l2fwd.engine import Engine
     from l2fwd.errors import ConfigError, KernelError, L2fwdError, RunError, UnsupportedError
     from l2fwd.policy import Policy
     from l2fwd.policy_batch import PolicyBatch
-    from l2fwd.xsk import Umem, XdpSocket
+    from l2fwd.sockets import MultiQueueSocket, SocketStats, XdpSocket
+    from l2fwd.xsk import Umem
 
 _HOME: Final = {
     "Worker": "_worker",
@@ -32,21 +34,27 @@ _HOME: Final = {
     "Policy": "policy",
     "PolicyBatch": "policy_batch",
     "Umem": "xsk",
-    "XdpSocket": "xsk",
+    "Batch": "batch",
+    "MultiQueueSocket": "sockets",
+    "SocketStats": "sockets",
+    "XdpSocket": "sockets",
 }
 
 __all__ = [
+    "Batch",
     "ConfigError",
     "Engine",
     "FlowConfig",
     "ForwardConfig",
     "KernelError",
     "L2fwdError",
+    "MultiQueueSocket",
     "Policy",
     "PolicyBatch",
     "Rewrite",
     "RunError",
     "SocketConfig",
+    "SocketStats",
     "Umem",
     "UmemConfig",
     "UnsupportedError",

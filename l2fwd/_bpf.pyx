@@ -18,10 +18,11 @@ from l2fwd._libxdp cimport (
     bpf_map_update_batch, bpf_map_update_elem, bpf_obj_get, bpf_obj_get_info_by_fd, bpf_obj_pin,
     bpf_object, bpf_object__close, bpf_object__find_map_by_name,
     bpf_object__find_program_by_name, bpf_object__load, bpf_object__next_map,
-    bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info, bpf_prog_test_run_opts,
-    bpf_program, bpf_program__fd, bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach,
-    bpf_xdp_query, bpf_xdp_query_opts, libbpf_num_possible_cpus, libxdp_get_error,
-    xdp_attach_mode, xdp_multiprog, xdp_multiprog__close, xdp_multiprog__get_from_ifindex,
+    bpf_object__next_program, bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info,
+    bpf_prog_test_run_opts, bpf_program, bpf_program__fd, bpf_program__name,
+    bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach, bpf_xdp_query,
+    bpf_xdp_query_opts, libbpf_num_possible_cpus, libxdp_get_error, xdp_attach_mode,
+    xdp_multiprog, xdp_multiprog__close, xdp_multiprog__get_from_ifindex,
     xdp_multiprog__is_legacy, xdp_program, xdp_program__attach, xdp_program__close,
     xdp_program__detach, xdp_program__from_bpf_obj, xsk_ring_cons, xsk_ring_prod, xsk_socket,
     xsk_socket__create_shared, xsk_socket__delete, xsk_socket__fd, xsk_socket_config, xsk_umem,
@@ -166,7 +167,12 @@ cdef class BpfObject:
         self.object = bpf_object__open_file(path.encode(), NULL)
         if self.object == NULL:
             raise kernel_error(errno, "open BPF object", path)
-        self.program = bpf_object__find_program_by_name(self.object, program.encode())
+        if program:
+            self.program = bpf_object__find_program_by_name(self.object, program.encode())
+        else:
+            self.program = bpf_object__next_program(self.object, NULL)
+        if self.program != NULL:
+            self.name = bpf_program__name(self.program).decode()
         if self.program == NULL:
             raise kernel_error(ENOENT, "find program", f"{program} in {path}")
         for name, size in map_sizes.items():
@@ -434,6 +440,18 @@ def synchronize():
             time.sleep(GRACE_SECONDS)   # programs run for microseconds, not preempted by threads
             return
         raise kernel_error(errno, "synchronize with", "running programs")
+
+
+def set_pinned_socket(str path, uint32_t key, int fd):
+    """Put socket ``fd`` at ``key`` of the XSKMAP pinned at ``path``."""
+    cdef int map_fd = bpf_obj_get(path.encode())
+    if map_fd < 0:
+        raise kernel_error(-map_fd, "open map", path)
+    try:
+        if bpf_map_update_elem(map_fd, &key, &fd, 0) < 0:
+            raise kernel_error(errno, "update map", f"{path}[{key}]")
+    finally:
+        os.close(map_fd)
 
 
 def xdp_attached(int ifindex):

@@ -87,6 +87,8 @@ cdef extern from "bpf/libbpf.h" nogil:
     bpf_program* bpf_object__find_program_by_name(const bpf_object*, const char* name)
     bpf_map* bpf_object__find_map_by_name(const bpf_object*, const char* name)
     bpf_map* bpf_object__next_map(const bpf_object*, const bpf_map*)
+    bpf_program* bpf_object__next_program(const bpf_object* object, bpf_program* program)
+    const char* bpf_program__name(const bpf_program* program)
     int bpf_program__fd(const bpf_program*)
     void bpf_program__set_ifindex(bpf_program*, uint32_t ifindex)
     int bpf_map__fd(const bpf_map*)

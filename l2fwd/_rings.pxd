@@ -210,6 +210,7 @@ cdef class Memory:
 cdef class Pool:
     cdef FramePool pool
     cdef readonly Memory memory
+    cdef unsigned long thread           # that drives its channels; 0 until the first call
 
 
 cdef class Port:

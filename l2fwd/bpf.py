@@ -258,6 +258,17 @@ class Attachment:
                 program.detach_chained(self.ifindex, mode, self.ifname)
 
 
+def set_pinned_socket(path: str, queue_id: int, fd: int) -> None:
+    """Put a socket into the pinned XSKMAP at ``path``.
+
+    Raises
+    ------
+    KernelError
+        ENOENT, EACCES; EINVAL if it is no XSKMAP.
+    """
+    _bpf.set_pinned_socket(path, queue_id, fd)
+
+
 class Program:
     """One of our BPF objects, opened for one link.
 
@@ -295,6 +306,16 @@ class Program:
                 shared_maps,
             )
         self.name = name
+        self._sockets = "sockets"
+
+    @classmethod
+    def from_file(cls, path: str, name: str = "") -> "Program":
+        """Open a user's own object: its program ``name``, or its first one."""
+        self = cls.__new__(cls)
+        self._object = _bpf.BpfObject(path, name, {})
+        self.name = self._object.name
+        self._sockets = "xsks_map"
+        return self
 
     @property
     def fd(self) -> int:
@@ -363,11 +384,11 @@ class Program:
 
     def set_socket(self, queue_id: int, fd: int) -> None:
         """Send the packets of ``queue_id`` to AF_XDP socket ``fd`` from now on."""
-        self._object.set_socket("sockets", queue_id, fd)
+        self._object.set_socket(self._sockets, queue_id, fd)
 
     def clear_socket(self, queue_id: int) -> None:
         """Leave the packets of ``queue_id`` to the host stack from now on."""
-        self._object.clear("sockets", queue_id)
+        self._object.clear(self._sockets, queue_id)
 
     def update(self, map_name: str, entries: Mapping[bytes, bytes]) -> None:
         """Set keys of a map; both sides as the map has them."""

@@ -93,7 +93,7 @@ class Umem:
         self.handle.close()
 
 
-class XdpSocket:
+class BoundSocket:
     """An AF_XDP socket on one (link, queue).
 
     Parameters
@@ -105,6 +105,8 @@ class XdpSocket:
         The first socket of a UMEM decides bind mode and need_wakeup for all of them.
     bind_timeout : float
         Seconds to wait for a queue that is busy.
+    make_port : type
+        ``Port``, or a kind of it.
 
     Attributes
     ----------
@@ -127,6 +129,7 @@ class XdpSocket:
         config: SocketConfig,
         *,
         bind_timeout: float = BIND_RETRY_SECONDS,
+        make_port: type[Port] = Port,
     ) -> None:
         self.ifname = ifname
         self.queue_id = queue_id
@@ -137,7 +140,7 @@ class XdpSocket:
         self.handle = _bind(umem.handle, ifname, queue_id, flags, bind_timeout)
         os.set_inheritable(self.handle.fd, False)  # a child must not keep the queue bound
         self.tx_budget = self._set_tx_budget(config.tx_budget)
-        self.port = Port(
+        self.port = make_port(
             umem.pool,
             self.handle.rings(),
             self.handle.fd,

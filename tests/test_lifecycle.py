@@ -17,7 +17,7 @@ from l2fwd.bpf import Attachment, describe_attached
 from l2fwd.config import ForwardConfig, SocketConfig, UmemConfig
 from l2fwd.datapath.afxdp import AfxdpPath
 from l2fwd.datapath.queue_worker import QueueWorker
-from l2fwd.xsk import XdpSocket
+from l2fwd.xsk import BoundSocket
 
 pytestmark = pytest.mark.privileged
 
@@ -72,7 +72,7 @@ def test_a_signal_while_starting_leaves_nothing(bed, forward):
 def test_programs_are_detached_before_sockets_close(bed, monkeypatch):
     """S3"""
     order = []
-    for kind, name in ((Attachment, "detach"), (XdpSocket, "close")):
+    for kind, name in ((Attachment, "detach"), (BoundSocket, "close")):
         real = getattr(kind, name)
         monkeypatch.setattr(
             kind, name, lambda self, real=real, name=name: (order.append(name), real(self))

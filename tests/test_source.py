@@ -21,9 +21,11 @@ LAYERS = (
     {"rule_table"},
     {"policy"},
     {"config"},
-    {"_rings", "_classify", "_decide", "_worker"},
+    {"_rings", "_classify", "_decide", "_worker", "_socket"},
     {"link", "ethtool", "netdev", "bpf", "pins", "_bpf"},
     {"rule_maps", "flow_table", "xsk"},
+    {"batch", "link_programs"},
+    {"sockets"},
     {"datapath"},
     {"engine", "check", "control", "explain", "flow_list", "metrics", "capture"},
     {"cli", "lab", "lab_traffic", "testing"},
@@ -32,6 +34,8 @@ LAYERS = (
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 WITHIN_A_LAYER = {
     ("_classify", "_rings"),
+    ("_socket", "_rings"),
+    ("_socket", "_worker"),
     ("_worker", "_rings"),
     ("_worker", "_classify"),
     ("_worker", "_decide"),

@@ -20,7 +20,7 @@ from l2fwd.bpf import Program
 from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig
 from l2fwd.errors import ConfigError, KernelError
 from l2fwd.testing import XDP_DESC
-from l2fwd.xsk import Umem, XdpSocket
+from l2fwd.xsk import BoundSocket, Umem
 
 pytestmark = pytest.mark.privileged
 
@@ -44,7 +44,7 @@ def umem(inside):
 
 @pytest.fixture
 def xsk(umem):
-    xsk = XdpSocket(umem, "f0", 0, SETTINGS)
+    xsk = BoundSocket(umem, "f0", 0, SETTINGS)
     yield xsk
     xsk.close()
 
@@ -80,17 +80,17 @@ def test_the_rings_have_the_size_asked_for(xsk):
 
 def test_zero_copy_is_refused_where_the_driver_has_none(umem):
     with pytest.raises(KernelError, match="--bind copy") as caught:
-        XdpSocket(umem, "f0", 0, SocketConfig(ring_size=32, bind_mode=BindMode.ZERO_COPY))
+        BoundSocket(umem, "f0", 0, SocketConfig(ring_size=32, bind_mode=BindMode.ZERO_COPY))
     assert caught.value.errno == errno.EOPNOTSUPP
     # The UMEM is none the worse for it.
-    XdpSocket(umem, "f0", 0, SETTINGS).close()
+    BoundSocket(umem, "f0", 0, SETTINGS).close()
 
 
 def test_a_queue_that_is_taken_is_refused_and_its_owner_goes_on(xsk, monkeypatch):
     monkeypatch.setattr("l2fwd.xsk.BIND_RETRY_SECONDS", 0.05)
     other = Umem(GEOMETRY, 32)
     with pytest.raises(KernelError, match="another AF_XDP socket owns this queue") as caught:
-        XdpSocket(other, "f0", 0, SETTINGS)
+        BoundSocket(other, "f0", 0, SETTINGS)
     assert caught.value.errno == errno.EBUSY
     other.close()
     assert xsk.statistics()["rx_dropped"] == 0
@@ -100,13 +100,13 @@ def test_a_queue_is_bound_again_right_after_it_was_closed(inside):
     """P7: the kernel lets go of it some milliseconds later."""
     for _ in range(10):
         umem = Umem(GEOMETRY, 32)
-        XdpSocket(umem, "f0", 0, SETTINGS).close()
+        BoundSocket(umem, "f0", 0, SETTINGS).close()
         umem.close()
 
 
 def test_a_queue_that_is_not_there_is_named(umem):
     with pytest.raises(KernelError, match="bind f0 queue 9: EINVAL"):
-        XdpSocket(umem, "f0", 9, SETTINGS)
+        BoundSocket(umem, "f0", 9, SETTINGS)
 
 
 def test_headroom_beyond_the_kernels_limit_is_refused(inside):
@@ -118,14 +118,14 @@ def test_headroom_beyond_the_kernels_limit_is_refused(inside):
 
 def test_the_tx_budget_is_what_the_kernel_takes(umem):
     """P24"""
-    budgeted = XdpSocket(umem, "f0", 0, SocketConfig(ring_size=32, tx_budget=32))
+    budgeted = BoundSocket(umem, "f0", 0, SocketConfig(ring_size=32, tx_budget=32))
     assert budgeted.tx_budget in (0, 32)  # 0: this kernel has no such option
     budgeted.close()
 
 
 def test_views_of_the_packets_outlive_the_umem(inside):
     umem = Umem(GEOMETRY, 32)
-    xsk = XdpSocket(umem, "f0", 0, SETTINGS)
+    xsk = BoundSocket(umem, "f0", 0, SETTINGS)
     view = umem.frames
     assert (view.shape, view.dtype) == ((64, 2048), np.dtype(np.uint8))
     view[5, :4] = (1, 2, 3, 4)
@@ -146,7 +146,7 @@ def test_a_umem_cannot_go_while_a_socket_uses_it(umem, xsk):
 
 
 def test_a_socket_that_closes_takes_its_frames_along_and_the_ledger_says_so(umem, xsk):
-    second = XdpSocket(umem, "f1", 0, SETTINGS)
+    second = BoundSocket(umem, "f1", 0, SETTINGS)
     second.port.refill(16)
     second.close()
     assert umem.pool.lost_count == 16
@@ -154,14 +154,14 @@ def test_a_socket_that_closes_takes_its_frames_along_and_the_ledger_says_so(umem
 
 
 def test_a_umem_whose_sockets_were_all_closed_is_not_bound_again(umem):
-    XdpSocket(umem, "f0", 0, SETTINGS).close()
+    BoundSocket(umem, "f0", 0, SETTINGS).close()
     with pytest.raises(ConfigError, match="make a new one"):
-        XdpSocket(umem, "f0", 0, SETTINGS)
+        BoundSocket(umem, "f0", 0, SETTINGS)
 
 
 def test_a_port_in_use_is_neither_closed_nor_driven_by_a_second_worker(umem, xsk):
     """P42: one thread drives a socket."""
-    second = XdpSocket(umem, "f1", 0, SETTINGS)
+    second = BoundSocket(umem, "f1", 0, SETTINGS)
     worker = Worker(xsk.port, second.port)
     thread = threading.Thread(target=worker.run)
     thread.start()
@@ -177,7 +177,7 @@ def test_a_port_in_use_is_neither_closed_nor_driven_by_a_second_worker(umem, xsk
 
 def test_two_links_share_one_umem(umem, xsk):
     """R11, P10"""
-    second = XdpSocket(umem, "f1", 0, SETTINGS)
+    second = BoundSocket(umem, "f1", 0, SETTINGS)
     assert second.port.pool is xsk.port.pool
     assert second.port.refill(16) == xsk.port.refill(16) == 16
     assert umem.pool.free_count == 32

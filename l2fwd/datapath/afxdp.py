@@ -19,7 +19,7 @@ from l2fwd.datapath.side import Side
 from l2fwd.errors import ConfigError, RunError
 from l2fwd.netdev import xdp_features
 from l2fwd.stats import Snapshot
-from l2fwd.xsk import Umem, XdpSocket
+from l2fwd.xsk import BoundSocket, Umem
 
 
 class AfxdpPath(LinkedPath):
@@ -102,7 +102,7 @@ class AfxdpPath(LinkedPath):
             if self.config.socket.bind_mode is BindMode.AUTO:
                 self._check_zero_copy(side, [worker.sockets[i] for worker in self.workers])
 
-    def _check_zero_copy(self, side: Side, sockets: list[XdpSocket]) -> None:
+    def _check_zero_copy(self, side: Side, sockets: list[BoundSocket]) -> None:
         """The kernel falls back to copy mode without a word (``xp_assign_dev``)."""
         features = xdp_features(side.link.ifindex)
         if features is None or not features.zero_copy or all(s.is_zero_copy for s in sockets):

@@ -16,7 +16,7 @@ from l2fwd.datapath import Event
 from l2fwd.datapath.side import Side
 from l2fwd.errors import KernelError, RunError, kernel_error
 from l2fwd.stats import PortSample, add, kernel_drops
-from l2fwd.xsk import BIND_RETRY_SECONDS, Umem, XdpSocket
+from l2fwd.xsk import BIND_RETRY_SECONDS, BoundSocket, Umem
 
 _JOIN_SECONDS: Final = 2.0
 
@@ -47,7 +47,7 @@ class QueueWorker:
         self.config = sides[0].config
         self.error: KernelError | None = None
         self.held: tuple[object, ...] = ()  # memory that the running worker writes to
-        self.sockets: list[XdpSocket] = []
+        self.sockets: list[BoundSocket] = []
         self._undo = ExitStack()
         self._thread: threading.Thread | None = None
         self.worker: Worker | None = None
@@ -86,7 +86,9 @@ class QueueWorker:
             undo.callback(umem.close)
             sockets = []
             for side in self.sides:
-                xsk = XdpSocket(umem, side.name, self.queue_id, settings, bind_timeout=bind_timeout)
+                xsk = BoundSocket(
+                    umem, side.name, self.queue_id, settings, bind_timeout=bind_timeout
+                )
                 undo.callback(xsk.close)
                 sockets.append(xsk)
             receivers = sockets[:1] if config.one_way else sockets
@@ -117,7 +119,7 @@ class QueueWorker:
             assert side.program is not None
             side.program.set_socket(self.queue_id, xsk.handle.fd)
 
-    def _receiving(self) -> list[tuple[Side, XdpSocket]]:
+    def _receiving(self) -> list[tuple[Side, BoundSocket]]:
         pairs = list(zip(self.sides, self.sockets, strict=False))  # none while closed
         return pairs[:1] if self.config.one_way else pairs
 

@@ -1,0 +1,414 @@
+"""A port driven call by call instead of by a worker: receive, send, wait.
+
+``Channel`` moves whole batches without a Python object per packet; only what is copied to ``bytes``
+makes one.  Packets received belong to the caller until ``recycle`` or ``send_frames``.
+"""
+
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.bytes cimport (
+    PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
+)
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from l2fwd._rings cimport (
+    PLACE_LOST, PLACE_POOL, PLACE_RX, PLACE_TX, PLACE_USER, FramePool, Memory, Port, PortState,
+    frame_move, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek, ring_release, ring_reserve, ring_submit, rx_slot, tx_slot,
+)
+from l2fwd._worker cimport kick_tx
+from l2fwd._xdp cimport POLLIN, pollfd, xdp_desc
+
+from l2fwd.errors import ConfigError, kernel_error
+
+
+cdef extern from "poll.h" nogil:
+    enum:
+        POLLOUT
+
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+
+    int ppoll(pollfd* fds, unsigned long count, const timespec* timeout, const void* mask)
+
+
+cdef enum:
+    ETHERNET_HEADER_BYTES = 14
+    REFILL_BURST = 64               # frames lent together; a store to a shared line each
+
+
+cdef class Lease:
+    """The packet memory as lent to one batch: a buffer of uint8 that counts its views."""
+
+    def __cinit__(self, Memory memory not None):
+        self.memory = memory
+        self.shape[:] = memory.shape
+        self.strides[:] = memory.strides
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        buffer.buf = self.memory.start
+        buffer.obj = self
+        buffer.len = self.shape[0] * self.shape[1]
+        buffer.itemsize = 1
+        buffer.readonly = 0
+        buffer.ndim = 2
+        buffer.format = <char*>"B" if flags & PyBUF_FORMAT else NULL
+        buffer.shape = self.shape if flags & PyBUF_ND else NULL
+        buffer.strides = self.strides if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        buffer.suboffsets = NULL
+        self.views += 1
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        self.views -= 1
+
+
+cdef inline bint is_usable(const FramePool* pool, const xdp_desc* desc) noexcept nogil:
+    """Tell whether all of ``desc`` lies inside one frame of the UMEM, and is all of a packet."""
+    cdef uint64_t offset = desc.addr & (pool.frame_size - 1)
+    # Options above the length: any option makes it too long.
+    cdef uint64_t length = <uint64_t>desc.options << 32 | desc.len
+    return (desc.addr < pool.umem_size and desc.len >= ETHERNET_HEADER_BYTES
+            and length <= pool.frame_size - offset)
+
+
+cdef inline bint take_packet(PortState* port, const xdp_desc* slot, xdp_desc* desc) noexcept nogil:
+    """Copy a received descriptor, check and count it; False if it is not usable."""
+    cdef FramePool* pool = port.pool
+    desc[0] = slot[0]
+    port.counters.rx_packets += 1
+    if not is_usable(pool, desc):
+        pool.lost_frames += 1
+        if desc.addr < pool.umem_size:
+            frame_move(pool, desc.addr, PLACE_RX, PLACE_LOST)
+        port.counters.rx_invalid_drops += 1
+        return False
+    frame_move(pool, desc.addr, PLACE_RX, PLACE_USER)
+    port.counters.rx_bytes += desc.len
+    return True
+
+
+cdef inline void top_up(PortState* port) noexcept nogil:
+    """Lend frames for RX again, once there is a burst of them to lend."""
+    if port.fill_target - port.rx_lent >= min(<uint32_t>REFILL_BURST, port.fill_target):
+        refill(port)
+
+
+cdef class Channel(Port):
+    """A port for the library: no thread of its own, the caller's calls drive it.
+
+    Parameters
+    ----------
+    As ``Port``.  All channels of one ``Pool`` must be used by one thread; the first call decides
+    which, ``hand_over`` lets another one be the next.
+    """
+
+    cdef int _enter(self) except -1:
+        """Refuse a second thread: the rings have one producer and one consumer."""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        self._require_idle()
+        if self.pool.thread != me:
+            if self.pool.thread:
+                raise ConfigError(
+                    f"{self.name} is used by another thread; open a socket with a UMEM of its own "
+                    "for each thread, or call hand_over there first"
+                )
+            self.pool.thread = me
+        return 0
+
+    def hand_over(self):
+        """Let another thread be the next to use this channel and all others of its pool."""
+        self._enter()
+        self.pool.thread = 0
+
+    def receive(self, uint64_t[::1] addrs, uint32_t[::1] lengths):
+        """Take received packets, up to the length of the arrays; return how many.
+
+        Parameters
+        ----------
+        addrs : uint64, shape (n,)
+            Gets the byte offset of each packet in the UMEM.
+        lengths : uint32, shape (n,)
+            Gets its bytes.
+        """
+        cdef PortState* port = &self.state
+        cdef uint32_t first = 0
+        cdef uint32_t count = 0
+        cdef uint32_t received, i
+        cdef xdp_desc desc
+        self._enter()
+        received = ring_peek(&port.rx, min(<uint32_t>addrs.shape[0], port.rx_lent), &first)
+        for i in range(received):
+            if take_packet(port, rx_slot(&port.rx, first + i), &desc):
+                addrs[count], lengths[count] = desc.addr, desc.len
+                count += 1
+        self._received(received)
+        return count
+
+    def receive_bytes(self, uint32_t most):
+        """Take up to ``most`` packets as a list of bytes, and recycle their frames."""
+        cdef PortState* port = &self.state
+        cdef uint32_t first = 0
+        cdef uint32_t received, i
+        cdef xdp_desc desc
+        cdef list packets = []
+        self._enter()
+        received = ring_peek(&port.rx, min(most, port.rx_lent), &first)
+        for i in range(received):
+            if take_packet(port, rx_slot(&port.rx, first + i), &desc):
+                packets.append(PyBytes_FromStringAndSize(<char*>port.pool.data + desc.addr, desc.len))
+                pool_give(port.pool, desc.addr, PLACE_USER)
+        self._received(received)
+        return packets
+
+    def receive_into(self, unsigned char[::1] buffer):
+        """Copy the next packet into ``buffer``; return its length, -1 if there is none.
+
+        Raises
+        ------
+        ConfigError
+            If it is longer than the buffer; it stays the next one.
+        """
+        cdef PortState* port = &self.state
+        cdef uint32_t first = 0
+        cdef const xdp_desc* slot
+        cdef xdp_desc desc
+        self._enter()
+        while ring_peek(&port.rx, min(<uint32_t>1, port.rx_lent), &first):
+            slot = rx_slot(&port.rx, first)
+            desc = slot[0]
+            if is_usable(port.pool, &desc) and desc.len > <size_t>buffer.shape[0]:
+                raise ConfigError(
+                    f"the packet has {desc.len} bytes, the buffer {buffer.shape[0]}; use a larger one"
+                )
+            if not take_packet(port, slot, &desc):
+                self._received(1)
+                continue
+            memcpy(&buffer[0], port.pool.data + desc.addr, desc.len)
+            pool_give(port.pool, desc.addr, PLACE_USER)
+            self._received(1)
+            return desc.len
+        return -1
+
+    cdef void _received(self, uint32_t count) noexcept:
+        cdef PortState* port = &self.state
+        ring_release(&port.rx, count)
+        port.rx_lent -= count
+        top_up(port)
+
+    def recycle(self, const uint64_t[::1] addrs):
+        """Give frames of received packets back.  Callable after ``close``, too."""
+        cdef Py_ssize_t i
+        if self.is_open:
+            self._enter()
+        for i in range(addrs.shape[0]):
+            pool_give(&self.pool.pool, addrs[i], PLACE_USER)
+        if self.is_open:
+            top_up(&self.state)
+
+    def send_bytes(self, packets, Py_ssize_t first=0):
+        """Copy packets (bytes, or any buffer of bytes) to the TX ring, from index ``first`` on.
+
+        Returns
+        -------
+        int
+            How many found room.
+
+        Raises
+        ------
+        ConfigError
+            Naming the packet that is too short or too long; none from it on is sent.
+        """
+        cdef PortState* port = &self.state
+        cdef FramePool* pool = port.pool
+        cdef uint32_t slot = 0
+        cdef uint32_t room, i
+        cdef uint32_t sent = 0
+        cdef uint64_t addr
+        cdef uint32_t length
+        self._enter()
+        reclaim(port)
+        room = ring_reserve(&port.tx, min(<uint32_t>(len(packets) - first), pool.count), &slot)
+        try:
+            for i in range(room):
+                addr = pool.addrs[pool.count - 1]
+                length = copy_packet(pool, addr, packets[first + i], first + i)
+                self._put(slot + sent, addr, length)
+                sent += 1
+        finally:
+            self._submit(sent)
+        return sent
+
+    def send_rows(self, const unsigned char[:, :] rows, const uint32_t[::1] lengths,
+                  Py_ssize_t first=0):
+        """Copy packets, one per row, to the TX ring; as ``send_bytes``."""
+        cdef PortState* port = &self.state
+        cdef FramePool* pool = port.pool
+        cdef uint32_t slot = 0
+        cdef uint32_t room, i, j
+        cdef uint32_t sent = 0
+        cdef uint64_t addr
+        cdef bint is_packed = rows.strides[1] == 1
+        if lengths.shape[0] != rows.shape[0]:
+            raise ConfigError(f"{rows.shape[0]} rows, but {lengths.shape[0]} lengths")
+        self._enter()
+        reclaim(port)
+        room = ring_reserve(&port.tx, min(<uint32_t>(rows.shape[0] - first), pool.count), &slot)
+        try:
+            for i in range(room):
+                if lengths[first + i] > <size_t>rows.shape[1]:
+                    raise ConfigError(
+                        f"packet {first + i} has {lengths[first + i]} bytes, its row {rows.shape[1]}"
+                    )
+                check_length(pool, lengths[first + i], first + i)
+                addr = pool.addrs[pool.count - 1]
+                if is_packed:
+                    memcpy(pool.data + addr, &rows[first + i, 0], lengths[first + i])
+                else:
+                    for j in range(lengths[first + i]):
+                        pool.data[addr + j] = rows[first + i, j]
+                self._put(slot + sent, addr, lengths[first + i])
+                sent += 1
+        finally:
+            self._submit(sent)
+        return sent
+
+    def send_frames(self, const uint64_t[::1] addrs, const uint32_t[::1] lengths):
+        """Move frames of received packets to the TX ring; return how many found room.
+
+        They must be of this channel's pool, and the caller's: then they are the kernel's.
+
+        Raises
+        ------
+        ConfigError
+            If a length does not fit its frame; none from it on is sent.
+        """
+        cdef PortState* port = &self.state
+        cdef FramePool* pool = port.pool
+        cdef uint32_t slot = 0
+        cdef uint32_t room, i
+        cdef uint32_t sent = 0
+        self._enter()
+        reclaim(port)
+        room = ring_reserve(&port.tx, <uint32_t>addrs.shape[0], &slot)
+        try:
+            for i in range(room):
+                if addrs[i] >= pool.umem_size or lengths[i] < ETHERNET_HEADER_BYTES or (
+                        lengths[i] > pool.frame_size - (addrs[i] & (pool.frame_size - 1))):
+                    raise ConfigError(
+                        f"packet {i} has {lengths[i]} bytes at {addrs[i]}; it must have 14 or more, "
+                        f"inside one frame of {pool.frame_size}"
+                    )
+                frame_move(pool, addrs[i], PLACE_USER, PLACE_TX)
+                tx_slot(&port.tx, slot + sent)[0] = xdp_desc(addrs[i], lengths[i], 0)
+                port.counters.tx_bytes += lengths[i]
+                sent += 1
+        finally:
+            self._submit(sent)
+        return sent
+
+    cdef void _put(self, uint32_t slot, uint64_t addr, uint32_t length) noexcept:
+        cdef FramePool* pool = self.state.pool
+        pool.count -= 1
+        frame_move(pool, addr, PLACE_POOL, PLACE_TX)
+        tx_slot(&self.state.tx, slot)[0] = xdp_desc(addr, length, 0)
+        self.state.counters.tx_bytes += length
+
+    cdef int _submit(self, uint32_t count) except -1:
+        if count == 0:
+            return 0
+        ring_submit(&self.state.tx, count)
+        self.state.tx_lent += count
+        self.state.counters.tx_packets += count
+        return self._kick()
+
+    cdef int _kick(self) except -1:
+        """Have the kernel send what is on the TX ring; what cannot be sent now stays there."""
+        cdef int error
+        with nogil:
+            error = kick_tx(&self.state)
+        if error:
+            raise kernel_error(error, "send on", self.name)
+        return 0
+
+    def flush(self):
+        """Send what is still on the TX ring, and take completed frames back; return what is out."""
+        self._enter()
+        self._kick()
+        reclaim(&self.state)
+        return self.state.tx_lent
+
+    def wait(self, bint to_send, double seconds):
+        """Wait until a packet is there, or the TX ring has room; False after ``seconds``.
+
+        Below zero: for ever.  Signals are handled meanwhile.
+
+        Raises
+        ------
+        KernelError
+            If the socket died, for example with its link.
+        """
+        cdef pollfd waited
+        cdef timespec timeout
+        cdef int ready, error
+        self._enter()
+        reclaim(&self.state)
+        refill(&self.state)
+        if self.state.fill_target and ring_needs_wakeup(&self.state.fill):
+            self.state.counters.rx_wakeups += 1
+            self.state.kick_rx(self.state.fd)
+        waited.fd = self.state.fd
+        waited.events = POLLOUT if to_send else POLLIN
+        timeout.tv_sec = <long>seconds if seconds >= 0 else 0
+        timeout.tv_nsec = <long>((seconds - timeout.tv_sec) * 1e9) if seconds >= 0 else 0
+        while True:
+            waited.revents = 0
+            with nogil:
+                ready = ppoll(&waited, 1, &timeout if seconds >= 0 else NULL, NULL)
+                error = errno
+            if ready < 0 and error == EINTR:
+                PyErr_CheckSignals()
+                continue
+            if ready < 0:
+                raise kernel_error(error, "wait for", self.name)
+            return ready > 0
+
+    @property
+    def free_frames(self):
+        """Frames in the pool."""
+        return self.state.pool.count
+
+    @property
+    def sent_out(self):
+        """Frames handed to the kernel to send and not back yet."""
+        return self.state.tx_lent
+
+
+cdef int check_length(const FramePool* pool, size_t length, Py_ssize_t index) except -1:
+    if length < ETHERNET_HEADER_BYTES or length > pool.frame_size:
+        raise ConfigError(
+            f"packet {index} has {length} bytes; it must have 14 to {pool.frame_size}"
+        )
+    return 0
+
+
+cdef uint32_t copy_packet(FramePool* pool, uint64_t addr, object packet,
+                          Py_ssize_t index) except? 0:
+    cdef Py_buffer buffer
+    cdef size_t length
+    if PyBytes_CheckExact(packet):
+        length = PyBytes_GET_SIZE(packet)
+        check_length(pool, length, index)
+        memcpy(pool.data + addr, PyBytes_AS_STRING(packet), length)
+        return <uint32_t>length
+    PyObject_GetBuffer(packet, &buffer, PyBUF_SIMPLE)
+    try:
+        check_length(pool, buffer.len, index)
+        memcpy(pool.data + addr, buffer.buf, buffer.len)
+        return <uint32_t>buffer.len
+    finally:
+        PyBuffer_Release(&buffer)

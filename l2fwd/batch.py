@@ -1,0 +1,209 @@
+"""Packets received together, where the kernel put them."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from l2fwd._socket import Channel, Lease
+from l2fwd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from l2fwd.sockets import XdpSocket
+
+
+class Batch:
+    """Packets, in the packet memory of the socket that received them.  A context manager.
+
+    Their frames are lent to you: give them back with ``release``, or at the end of a ``with``, or
+    the socket runs out of them.  Afterwards the batch and its arrays are refused; a view of its
+    packets that is still alive is refused at the release, as its bytes would become others.
+
+    Attributes
+    ----------
+    length : uint32, shape (n,)
+        Bytes of each packet; may be written before the batch is sent on.
+
+    Examples
+    --------
+    >>> batch = Batch.of([b"\\2" * 60, b"\\3" * 64])
+    >>> len(batch), batch.length.tolist(), bytes(batch[1])[:2]
+    (2, [60, 64], b'\\x03\\x03')
+    """
+
+    def __init__(
+        self,
+        addrs: "NDArray[np.uint64]",
+        lengths: "NDArray[np.uint32]",
+        timestamp_ns: int,
+        *,
+        channel: Channel | None = None,
+        rows: "NDArray[np.uint8] | None" = None,
+        frame_size: int = 0,
+    ) -> None:
+        self._addrs = addrs
+        self._lengths = lengths
+        self._time = timestamp_ns
+        self._channel = channel
+        self._lease = None if channel is None else Lease(channel.pool.memory)
+        self._window = rows
+        self._frame_size = frame_size
+        self._is_released = False
+
+    @classmethod
+    def of(cls, packets: "list[bytes]", timestamp_ns: int = 0) -> "Batch":
+        """Make a batch of its own memory."""
+        longest = max(map(len, packets), default=0)
+        rows = np.zeros((len(packets), longest), np.uint8)
+        for row, packet in zip(rows, packets, strict=True):
+            row[: len(packet)] = np.frombuffer(packet, np.uint8)
+        lengths = np.fromiter(map(len, packets), np.uint32, len(packets))
+        addrs = np.arange(len(packets), dtype=np.uint64) * longest
+        return cls(addrs, lengths, timestamp_ns, rows=rows, frame_size=longest)
+
+    def _require(self) -> None:
+        if self._is_released:
+            raise ConfigError("the batch was released: its frames hold other packets by now")
+
+    def __len__(self) -> int:
+        self._require()
+        return len(self._addrs)
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+    @property
+    def addr(self) -> "NDArray[np.uint64]":
+        """Byte offset of each packet in the packet memory: uint64, shape (n,), read-only."""
+        self._require()
+        view = self._addrs.view()
+        view.flags.writeable = False
+        return view
+
+    @property
+    def length(self) -> "NDArray[np.uint32]":
+        self._require()
+        return self._lengths
+
+    @property
+    def timestamp_ns(self) -> "NDArray[np.int64]":
+        """When each packet was read: ns since 1970, int64, shape (n,)."""
+        return np.full(len(self), self._time, np.int64)
+
+    @property
+    def window(self) -> "NDArray[np.uint8]":
+        """The packet memory: uint8, shape (frame_count, frame_size), no copy.
+
+        Packet ``i`` is ``window[row[i], column[i]:column[i] + length[i]]``.  Frames of other
+        packets are in it, too.
+        """
+        self._require()
+        if self._window is None:
+            self._window = np.asarray(self._lease)
+        return self._window
+
+    @property
+    def row(self) -> "NDArray[np.int64]":
+        """Row of each packet in ``window``: int64, shape (n,)."""
+        return self.addr.astype(np.int64) // max(self._frame_size, 1)
+
+    @property
+    def column(self) -> "NDArray[np.int64]":
+        """Where in its row each packet begins: int64, shape (n,)."""
+        return self.addr.astype(np.int64) % max(self._frame_size, 1)
+
+    def __getitem__(self, index: int) -> "NDArray[np.uint8]":
+        """Return a view of one packet: uint8, shape (length,), no copy."""
+        self._require()
+        addr, length = int(self._addrs[index]), int(self._lengths[index])
+        row, column = divmod(addr, self._frame_size)
+        packet: NDArray[np.uint8] = self.window[row, column : column + length]
+        return packet
+
+    def __iter__(self) -> "Iterator[NDArray[np.uint8]]":
+        return (self[i] for i in range(len(self)))
+
+    def tolist(self) -> list[bytes]:
+        """Copy all packets: a list of bytes."""
+        return [packet.tobytes() for packet in self]
+
+    def copy(self) -> "Batch":
+        """Return the packets in a batch of its own memory; this one stays as it is."""
+        return Batch.of(self.tolist(), self._time)
+
+    def send_on(self, socket: "XdpSocket") -> int:
+        """Send the packets on a socket of the same UMEM, without a copy.
+
+        What finds no room in a socket that does not block goes back to the pool, unsent.  The
+        batch is released either way.
+
+        Returns
+        -------
+        int
+            How many were sent.
+
+        Raises
+        ------
+        ConfigError
+            If the socket has another UMEM, or a packet's length does not fit.
+        BufferError
+            If views of the packets are alive.
+        """
+        self._require()
+        if self._channel is None or self._channel.pool is not socket.channel.pool:
+            raise ConfigError("send_on needs a socket of the batch's UMEM; write_batch copies")
+        self._drop_views()
+        sent = 0
+        try:
+            sent = socket.send_frames(self._addrs, self._lengths)
+        finally:
+            self._is_released = True
+            self._channel.recycle(self._addrs[sent:])
+        return sent
+
+    def _drop_views(self) -> None:
+        if self._lease is None:
+            return
+        self._window = None
+        if self._lease.views:
+            raise BufferError(
+                "views of the batch are alive; delete them, or copy what you keep (batch.copy())"
+            )
+
+    def release(self) -> None:
+        """Give the frames back.  A second call does nothing.
+
+        Raises
+        ------
+        BufferError
+            If views of the packets are alive; the frames stay the batch's.
+        """
+        if self._is_released:
+            return
+        self._drop_views()
+        self._is_released = True
+        if self._channel is not None:
+            self._channel.recycle(self._addrs)
+
+    def __enter__(self) -> "Batch":
+        self._require()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None or self._lease is None:
+            self.release()
+            return
+        try:
+            self.release()
+        except BufferError:  # the traceback holds them: freed with it, see __del__
+            return
+
+    def __del__(self) -> None:
+        # What nobody can see any more has no views of its own left.
+        if not self._is_released and self._channel is not None:
+            self._window = None
+            if self._lease is not None and not self._lease.views:
+                self._is_released = True
+                self._channel.recycle(self._addrs)

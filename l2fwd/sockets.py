@@ -1,0 +1,641 @@
+"""AF_XDP sockets for Python: open by link name, read and write packets, one or whole batches.
+
+One thread drives a socket, and all sockets of one UMEM: the first call decides which thread.
+The GIL is released in every wait and system call.  ``close`` may come from any thread.
+"""
+
+import asyncio
+import select
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import numpy as np
+
+from l2fwd import bpf
+from l2fwd._socket import Channel
+from l2fwd.batch import Batch
+from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig, choose
+from l2fwd.errors import ConfigError, KernelError
+from l2fwd.link import find_link
+from l2fwd.link_programs import LinkProgram
+from l2fwd.stats import kernel_drops
+from l2fwd.xsk import BoundSocket, Umem
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DEFAULT_FRAMES: Final = 1024
+DEFAULT_RING_SIZE: Final = 1024
+DEFAULT_POLL_TIMEOUT: Final = 100e-6  # seconds
+_MAX_BATCH: Final = 64
+_RETRY_SECONDS: Final = 0.005  # a wait for TX frames, which no event tells of
+_DRAIN_SECONDS: Final = 0.2
+
+Packet = bytes | bytearray | memoryview
+_Self = TypeVar("_Self", bound="XdpSocket")
+
+
+@dataclass(frozen=True, slots=True)
+class SocketStats:
+    """Counters of one socket, or of several added up; all monotonic but ``frames``.
+
+    Attributes
+    ----------
+    link : str
+    queue : int
+        -1 for a total.
+    rx_packets, rx_bytes, tx_packets, tx_bytes : int
+        As the socket saw them; ``tx_packets`` were handed to the kernel, ``tx_completed`` are back.
+    kernel : dict of str to int
+        XDP_STATISTICS as the kernel counts them.
+    drops : dict of str to int
+        Disjoint reasons; see ``stats.DROP_REASONS``.
+    frames : dict of str to int
+        How many frames are where: ``pool``, ``fill``, ``kernel_rx``, ``rx``, ``tx``,
+        ``kernel_tx``, ``completion``, ``user``, ``lost``.
+    rx_wakeups, tx_wakeups : int
+        System calls.
+    """
+
+    link: str
+    queue: int
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_completed: int
+    tx_bytes: int
+    kernel: dict[str, int]
+    drops: dict[str, int]
+    frames: dict[str, int]
+    rx_wakeups: int
+    tx_wakeups: int
+
+
+class XdpSocket:
+    """An AF_XDP socket on one queue of a link, full duplex.  A context manager.
+
+    Parameters
+    ----------
+    link : str
+    queue : int
+    frames : int
+        Packets that can be on their way in, and as many out.
+    ring_size : int
+        Slots of each of the four rings, a power of two.
+    mode : str
+        ``auto`` (native, or skb where the driver has none), ``native``, ``skb`` or ``offload``.
+    bind : str
+        ``auto``, ``copy`` or ``zero-copy``.
+    block : bool
+        True: calls wait until a packet is there, or is taken over by the kernel.
+    poll_timeout : float
+        Seconds that calls wait at most where they do not block; 100 us.
+    receive : bool
+        False: what arrives goes to the host; the socket only sends.
+    umem : Umem, optional
+        Of another socket, ``socket.umem``: both share packet memory and thread, and packets can be
+        sent on without a copy.
+    frame_size, headroom : int
+        Bytes of a frame (2048 or 4096), and of what is kept free before each packet received.
+    huge_pages, need_wakeup : bool
+    program : str
+        A BPF object of your own, ``FILE`` or ``FILE:PROGRAM``, with an XSKMAP named ``xsks_map``.
+    xsks_map : str
+        Path of a pinned XSKMAP, whose program is attached already: nothing is attached.
+
+    Attributes
+    ----------
+    notes : list of str
+        Fall-backs that the user should know.
+
+    Raises
+    ------
+    ConfigError
+        If a setting, or two together, cannot be.
+    KernelError, UnsupportedError
+        With the errno, and a remedy.
+
+    Examples
+    --------
+    >>> with XdpSocket("eth0", queue=0, block=False) as socket:  # doctest: +SKIP
+    ...     for packet in socket.read_batch():
+    ...         print(len(packet))
+    """
+
+    def __init__(
+        self,
+        link: str,
+        queue: int = 0,
+        *,
+        frames: int = DEFAULT_FRAMES,
+        ring_size: int = DEFAULT_RING_SIZE,
+        mode: str = "auto",
+        bind: str = "auto",
+        block: bool = True,
+        poll_timeout: float = DEFAULT_POLL_TIMEOUT,
+        receive: bool = True,
+        umem: Umem | None = None,
+        frame_size: int = 2048,
+        headroom: int = 0,
+        huge_pages: bool = False,
+        need_wakeup: bool = True,
+        program: str = "",
+        xsks_map: str = "",
+    ) -> None:
+        if not 0 <= poll_timeout < 1e6:
+            raise ConfigError(f"poll_timeout must be in [0, 1000000) seconds, got {poll_timeout}")
+        if program and xsks_map:
+            raise ConfigError("program and xsks_map exclude each other: name one")
+        if frames < 1:
+            raise ConfigError(f"frames must be at least 1, got {frames}")
+        settings = SocketConfig(
+            ring_size=ring_size, bind_mode=choose(BindMode, bind, "bind"), need_wakeup=need_wakeup
+        )
+        attach_mode = choose(AttachMode, mode, "mode")
+        self.link = link
+        self.queue = queue
+        self.block = block
+        self.poll_timeout = poll_timeout
+        self.closed = True
+        found = find_link(link)
+        if not 0 <= queue < max(found.rx_queue_count, 1):
+            raise ConfigError(
+                f"queue must be in [0, {found.rx_queue_count}) of {link}, got {queue}"
+            )
+        with ExitStack() as undo:
+            self._owns_umem = umem is None
+            if umem is None:
+                geometry = UmemConfig(
+                    frame_count=max(4, 2 * frames), frame_size=frame_size, headroom=headroom,
+                    huge_pages=huge_pages,
+                )  # fmt: skip
+                geometry.check_mtu(link, found.mtu)
+                umem = Umem(geometry, ring_size)
+                undo.callback(umem.close)
+            self.umem = umem
+            self._program = None if xsks_map else LinkProgram(found, attach_mode, program)
+            if self._program:
+                undo.callback(self._program.close)
+            self.notes = [] if self._program is None else list(self._program.notes)
+            self._bound = BoundSocket(umem, link, queue, settings, make_port=Channel)
+            undo.callback(self._bound.close)
+            self.channel: Channel = self._bound.port  # type: ignore[assignment]
+            if receive:
+                self.channel.refill(min(frames, ring_size, umem.pool.free_count))
+                self._receive_on(xsks_map)
+                undo.callback(self._stop_receiving)
+            self._undo = undo.pop_all()
+        self.closed = False
+
+    def _receive_on(self, xsks_map: str) -> None:
+        fd = self._bound.handle.fd
+        if self._program is not None:
+            self._program.program.set_socket(self.queue, fd)
+        else:
+            bpf.set_pinned_socket(xsks_map, self.queue, fd)
+
+    def _stop_receiving(self) -> None:
+        if self._program is not None:
+            self._program.program.clear_socket(self.queue)
+
+    # What was obtained
+
+    @property
+    def attach_mode(self) -> str:
+        """``native``, ``skb``, ``offload``; ``pinned`` with ``xsks_map``."""
+        return "pinned" if self._program is None else self._program.mode
+
+    @property
+    def is_zero_copy(self) -> bool:
+        """What the kernel gave, whatever was asked for."""
+        return self._bound.is_zero_copy
+
+    def fileno(self) -> int:
+        """Return the socket's fd, readable when packets are there; for select and epoll."""
+        self._require_open()
+        return self._bound.handle.fd
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ConfigError(f"the socket on {self.link} queue {self.queue} is closed")
+
+    # Receive
+
+    def _wait_to_read(self, timeout: float | None) -> bool:
+        if timeout is None:
+            timeout = -1.0 if self.block else self.poll_timeout
+        return self.channel.wait(False, timeout)
+
+    def read(self, timeout: float | None = None) -> bytes:
+        """Return the next packet, copied.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most, in place of the socket's own manner.
+
+        Raises
+        ------
+        BlockingIOError
+            If none came in time.
+        """
+        self._require_open()
+        while True:
+            packets = self.channel.receive_bytes(1)
+            if packets:
+                return packets[0]
+            if not self._wait_to_read(timeout):
+                raise BlockingIOError(f"no packet on {self.link} queue {self.queue} in time")
+
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        """Copy the next packet into a writable buffer; return its length.
+
+        Raises
+        ------
+        ConfigError
+            If it is longer than the buffer; the packet stays the next one.
+        BlockingIOError
+            If none came in time.
+        """
+        self._require_open()
+        while True:
+            length = self.channel.receive_into(buffer)
+            if length >= 0:
+                return length
+            if not self._wait_to_read(timeout):
+                raise BlockingIOError(f"no packet on {self.link} queue {self.queue} in time")
+
+    def read_batch(
+        self, most: int = _MAX_BATCH, *, copy: bool = False, timeout: float | None = None
+    ) -> Batch:
+        """Return up to ``most`` packets that are there; waits for the first.
+
+        Parameters
+        ----------
+        copy : bool
+            True: in memory of their own, which needs no release.
+
+        Returns
+        -------
+        Batch
+            Empty if none came in time.
+        """
+        self._require_open()
+        if most < 1:
+            raise ConfigError(f"a batch takes at least 1 packet, got {most}")
+        addrs, lengths = np.empty(most, np.uint64), np.empty(most, np.uint32)
+        while True:
+            count = self.channel.receive(addrs, lengths)
+            if count or not self._wait_to_read(timeout):
+                break
+        batch = Batch(
+            addrs[:count], lengths[:count], time.time_ns(), channel=self.channel,
+            frame_size=self.umem.config.frame_size,
+        )  # fmt: skip
+        if not copy:
+            return batch
+        with batch:
+            return batch.copy()
+
+    # Send
+
+    def write(self, packet: Packet, timeout: float | None = None) -> None:
+        """Send one packet, copied.
+
+        Raises
+        ------
+        ConfigError
+            If it is shorter than an Ethernet header or longer than a frame.
+        BlockingIOError
+            If there was no room for it in time.
+        """
+        if not self.write_batch((packet,), timeout=timeout):
+            raise BlockingIOError(f"no room to send on {self.link} queue {self.queue}")
+
+    def write_batch(
+        self,
+        packets: "Sequence[Packet] | NDArray[np.uint8] | Batch",
+        lengths: "NDArray[np.uint32] | None" = None,
+        *,
+        timeout: float | None = None,
+    ) -> int:
+        """Send packets, copied; return how many: all of them where the socket blocks.
+
+        Parameters
+        ----------
+        packets : sequence of bytes, uint8 of shape (n, longest), or Batch
+        lengths : uint32, shape (n,), optional
+            With an array: bytes of each row that are sent; whole rows by default.
+
+        Raises
+        ------
+        ConfigError
+            If a packet is too short or too long, named by its index; those before it are sent.
+        KernelError
+            If the socket died.
+        """
+        self._require_open()
+        if isinstance(packets, Batch):
+            packets = packets.tolist()
+        if isinstance(packets, np.ndarray):
+            rows, sizes = _rows(packets, lengths)
+            return self._send(
+                len(rows), lambda done: self.channel.send_rows(rows, sizes, done), timeout
+            )
+        if lengths is not None:
+            raise ConfigError("lengths are for an array of packets; a list has its own")
+        listed = packets
+        return self._send(len(listed), lambda done: self.channel.send_bytes(listed, done), timeout)
+
+    def send_frames(self, addrs: "NDArray[np.uint64]", lengths: "NDArray[np.uint32]") -> int:
+        """Send frames of this UMEM that are yours; see ``Batch.send_on``."""
+        self._require_open()
+
+        def put(done: int) -> int:
+            return self.channel.send_frames(addrs[done:], lengths[done:])
+
+        return self._send(len(addrs), put, None)
+
+    def _send(self, count: int, put: Any, timeout: float | None) -> int:
+        """Put packets until all are taken, or time is up."""
+        if timeout is None:
+            timeout = float("inf") if self.block else self.poll_timeout
+        deadline = None
+        done = 0
+        while True:
+            done += put(done)
+            if done == count:
+                return done
+            now = time.monotonic()
+            deadline = now + timeout if deadline is None else deadline
+            if now >= deadline:
+                return done
+            # Frames come back with completions, of which poll knows nothing.
+            self.channel.wait(True, 0.0)
+            if not self.channel.free_frames:
+                self.channel.flush()
+                if not self.channel.free_frames:
+                    time.sleep(min(_RETRY_SECONDS, deadline - now) / 50)
+
+    def flush(self, timeout: float = _DRAIN_SECONDS) -> bool:
+        """Wait until the kernel has sent everything; False after ``timeout`` seconds."""
+        self._require_open()
+        deadline = time.monotonic() + timeout
+        while self.channel.flush():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(50e-6)
+        return True
+
+    # asyncio
+
+    async def _until(self, *, readable: bool) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        add, remove = (
+            (loop.add_reader, loop.remove_reader)
+            if readable
+            else (loop.add_writer, loop.remove_writer)
+        )
+        add(self.fileno(), lambda: ready.done() or ready.set_result(None))
+        try:
+            await ready
+        finally:
+            remove(self._bound.handle.fd)
+
+    async def read_batch_async(self, most: int = _MAX_BATCH, *, copy: bool = False) -> Batch:
+        """As ``read_batch``, and the event loop runs while it waits."""
+        while True:
+            batch = self.read_batch(most, copy=copy, timeout=0)
+            if len(batch):
+                return batch
+            batch.release()
+            await self._until(readable=True)
+
+    async def write_batch_async(self, packets: Any, lengths: Any = None) -> int:
+        """Send all of ``packets``, and the event loop runs while there is no room."""
+        if isinstance(packets, Batch):
+            packets = packets.tolist()
+        done = 0
+        while True:
+            rest = None if lengths is None else lengths[done:]
+            done += self.write_batch(packets[done:], rest, timeout=0)
+            if done == len(packets):
+                return done
+            await asyncio.sleep(_RETRY_SECONDS / 50)
+
+    async def __aiter__(self) -> AsyncIterator[Batch]:
+        """Yield batches for ever; each is released when the next one is asked for."""
+        while not self.closed:
+            batch = await self.read_batch_async()
+            yield batch
+            batch.release()
+
+    # The end
+
+    def stats(self) -> SocketStats:
+        """Read all counters."""
+        self._require_open()
+        counters = self.channel.counters()
+        kernel = self._bound.statistics()
+        own = {key: value for key, value in counters.items() if key.endswith("_drops")}
+        drops = {key: value for key, value in (own | kernel_drops(kernel)).items() if value}
+        frames = {"pool": self.umem.pool.free_count, **self.channel.frames()}
+        frames["lost"] = self.umem.pool.lost_count
+        return SocketStats(
+            link=self.link,
+            queue=self.queue,
+            kernel=kernel,
+            drops=drops,
+            frames=frames,
+            **{name: counters[name] for name in _COUNTERS},
+        )
+
+    def hand_over(self) -> None:
+        """Let another thread be the next to use this socket and all others of its UMEM."""
+        self.channel.hand_over()
+
+    def close(self) -> None:
+        """Stop receiving, let what was written leave, detach, close; twice is fine."""
+        if self.closed:
+            return
+        self.closed = True
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        try:
+            while self.channel.sent_out and self.channel.flush() and time.monotonic() < deadline:
+                time.sleep(50e-6)
+        except (ConfigError, KernelError):
+            pass  # another thread's, or its link is gone: what is out is lost with it
+        self._undo.close()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class MultiQueueSocket:
+    """Sockets on the first queues of a link, as one object.  A context manager.
+
+    Parameters
+    ----------
+    link : str
+    queues : int
+        Of queues 0 to ``queues - 1``; all that the link has if not given.
+    threads : bool
+        False: one UMEM, one thread for all.  True: a UMEM for each queue, so that each of
+        ``sockets`` may have a thread of its own.
+    **options
+        Of ``XdpSocket``, for each; ``frames`` is per queue.
+
+    Attributes
+    ----------
+    sockets : tuple of XdpSocket
+        By queue.
+    """
+
+    def __init__(
+        self, link: str, queues: int | None = None, *, threads: bool = False, **options: Any
+    ) -> None:
+        count = find_link(link).rx_queue_count
+        if queues is None:
+            queues = max(count, 1)
+        if not 1 <= queues <= max(count, 1):
+            raise ConfigError(f"queues must be in [1, {count}] of {link}, got {queues}")
+        self.threads = threads
+        self._next = 0
+        with ExitStack() as undo:
+            umem = None if threads else _umem_for(link, queues, options)
+            if umem is not None:
+                undo.callback(umem.close)
+            opened = []
+            for queue in range(queues):
+                socket = XdpSocket(link, queue, umem=umem, **options)
+                undo.callback(socket.close)
+                opened.append(socket)
+            self.sockets = tuple(opened)
+            self._undo = undo.pop_all()
+
+    def read_batches(self, most: int = _MAX_BATCH, timeout: float | None = None) -> list[Batch]:
+        """Return up to ``most`` packets of each queue that has some; waits for the first.
+
+        Empty if none came in time: the poll timeout, once, whatever the number of queues.
+        """
+        deadline = None
+        while True:
+            found = []
+            for socket in self.sockets:
+                batch = socket.read_batch(most, timeout=0)
+                if len(batch):
+                    found.append(batch)
+            first = self.sockets[0]
+            if timeout is None:
+                timeout = -1.0 if first.block else first.poll_timeout
+            now = time.monotonic()
+            deadline = now + timeout if deadline is None else deadline
+            if found or (timeout >= 0 and now >= deadline):
+                return found
+            self._wait(None if timeout < 0 else deadline - now)
+
+    def _wait(self, seconds: float | None) -> None:
+        poll = select.poll()
+        for socket in self.sockets:
+            poll.register(socket.fileno(), select.POLLIN)
+        poll.poll(None if seconds is None else max(seconds * 1e3, 0.1))
+
+    def read_batch(self, most: int = _MAX_BATCH, timeout: float | None = None) -> Batch:
+        """Return packets of all queues in one batch, copied; see ``read_batches`` for none."""
+        packets: list[bytes] = []
+        for batch in self.read_batches(most, timeout):
+            with batch:
+                packets += batch.tolist()
+        return Batch.of(packets, time.time_ns())
+
+    def write_batch(self, packets: Sequence[Packet], timeout: float | None = None) -> int:
+        """Send packets, spread over the queues; return how many were sent, the first ones.
+
+        The queues take turns of a share each, and keep their order within a share.
+        """
+        share = -(-len(packets) // len(self.sockets))
+        done = 0
+        while done < len(packets):
+            socket = self.sockets[self._next]
+            self._next = (self._next + 1) % len(self.sockets)
+            part = packets[done : done + share]
+            sent = socket.write_batch(part, timeout=timeout)
+            done += sent
+            if sent < len(part):
+                break
+        return done
+
+    def stats(self) -> list[SocketStats]:
+        """Return the total first, then each queue's."""
+        each = [socket.stats() for socket in self.sockets]
+        return [total(each), *each]
+
+    def close(self) -> None:
+        """Close all of them."""
+        self._undo.close()
+
+    def __enter__(self) -> "MultiQueueSocket":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _umem_for(link: str, queues: int, options: dict[str, Any]) -> Umem:
+    """Make the UMEM that the sockets of ``queues`` queues share."""
+    geometry = UmemConfig(
+        frame_count=max(4, 2 * queues * options.get("frames", DEFAULT_FRAMES)),
+        frame_size=options.pop("frame_size", 2048),
+        headroom=options.pop("headroom", 0),
+        huge_pages=options.pop("huge_pages", False),
+    )
+    geometry.check_mtu(link, find_link(link).mtu)
+    return Umem(geometry, options.get("ring_size", DEFAULT_RING_SIZE))
+
+
+_COUNTERS: Final = (
+    "rx_packets", "rx_bytes", "tx_packets", "tx_completed", "tx_bytes", "rx_wakeups", "tx_wakeups",
+)  # fmt: skip
+
+
+def _rows(
+    packets: "NDArray[np.uint8]", lengths: "NDArray[np.uint32] | None"
+) -> "tuple[NDArray[np.uint8], NDArray[np.uint32]]":
+    if packets.dtype != np.uint8 or packets.ndim != 2:
+        raise ConfigError(
+            f"packets must be uint8 of shape (n, longest), got {packets.dtype} of {packets.shape}"
+        )
+    if lengths is None:
+        lengths = np.full(len(packets), packets.shape[1], np.uint32)
+    sizes = np.ascontiguousarray(lengths, np.uint32)
+    if sizes.shape != (len(packets),):
+        raise ConfigError(f"lengths must have shape ({len(packets)},), got {sizes.shape}")
+    return packets, sizes
+
+
+def total(stats: Iterable[SocketStats]) -> SocketStats:
+    """Add up the counters of several sockets."""
+    listed = list(stats)
+
+    def added(name: str) -> dict[str, int]:
+        sums: dict[str, int] = {}
+        for each in listed:
+            for key, value in getattr(each, name).items():
+                sums[key] = sums.get(key, 0) + value
+        return sums
+
+    return SocketStats(
+        link=listed[0].link,
+        queue=-1,
+        kernel=added("kernel"),
+        drops=added("drops"),
+        frames=added("frames"),
+        **{name: sum(getattr(each, name) for each in listed) for name in _COUNTERS},
+    )
