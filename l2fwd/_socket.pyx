@@ -94,7 +94,7 @@ cdef inline bint take_packet(PortState* port, const xdp_desc* slot, xdp_desc* de
 
 cdef inline void top_up(PortState* port) noexcept nogil:
     """Lend frames for RX again, once there is a burst of them to lend."""
-    if port.fill_target - port.rx_lent >= min(<uint32_t>REFILL_BURST, port.fill_target):
+    if port.fill_target - port.rx_lent >= min(<uint32_t>REFILL_BURST, (port.fill_target + 3) // 4):
         refill(port)
 
 
@@ -164,6 +164,20 @@ cdef class Channel(Port):
                 pool_give(port.pool, desc.addr, PLACE_USER)
         self._received(received)
         return packets
+
+    def receive_one(self):
+        """Take one packet as bytes, and recycle its frame; None if there is none."""
+        cdef PortState* port = &self.state
+        cdef uint32_t first = 0
+        cdef bytes packet = None
+        cdef xdp_desc desc
+        self._enter()
+        while packet is None and ring_peek(&port.rx, min(<uint32_t>1, port.rx_lent), &first):
+            if take_packet(port, rx_slot(&port.rx, first), &desc):
+                packet = PyBytes_FromStringAndSize(<char*>port.pool.data + desc.addr, desc.len)
+                pool_give(port.pool, desc.addr, PLACE_USER)
+            self._received(1)
+        return packet
 
     def receive_into(self, unsigned char[::1] buffer):
         """Copy the next packet into ``buffer``; return its length, -1 if there is none.
@@ -242,6 +256,26 @@ cdef class Channel(Port):
         finally:
             self._submit(sent)
         return sent
+
+    def send_one(self, packet):
+        """Copy one packet to the TX ring; False if there is no room.
+
+        Raises
+        ------
+        ConfigError
+            If it is too short or too long.
+        """
+        cdef PortState* port = &self.state
+        cdef uint32_t slot = 0
+        cdef uint64_t addr
+        self._enter()
+        reclaim(port)
+        if port.pool.count == 0 or ring_reserve(&port.tx, 1, &slot) == 0:
+            return False
+        addr = port.pool.addrs[port.pool.count - 1]
+        self._put(slot, addr, copy_packet(port.pool, addr, packet, 0))
+        self._submit(1)
+        return True
 
     def send_rows(self, const unsigned char[:, :] rows, const uint32_t[::1] lengths,
                   Py_ssize_t first=0):

@@ -1,7 +1,7 @@
 """Packets received together, where the kernel put them."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -11,7 +11,13 @@ from l2fwd.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from l2fwd.sockets import XdpSocket
+
+class Sender(Protocol):
+    """What a batch can be sent on: an ``XdpSocket``."""
+
+    channel: Channel
+
+    def send_frames(self, addrs: "NDArray[np.uint64]", lengths: "NDArray[np.uint32]") -> int: ...
 
 
 class Batch:
@@ -133,7 +139,7 @@ class Batch:
         """Return the packets in a batch of its own memory; this one stays as it is."""
         return Batch.of(self.tolist(), self._time)
 
-    def send_on(self, socket: "XdpSocket") -> int:
+    def send_on(self, socket: Sender) -> int:
         """Send the packets on a socket of the same UMEM, without a copy.
 
         What finds no room in a socket that does not block goes back to the pool, unsent.  The

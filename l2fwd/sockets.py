@@ -7,7 +7,7 @@ The GIL is released in every wait and system call.  ``close`` may come from any 
 import asyncio
 import select
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -16,6 +16,7 @@ import numpy as np
 
 from l2fwd import bpf
 from l2fwd._socket import Channel
+from l2fwd.abi import MIN_TX_SKB_BUDGET
 from l2fwd.batch import Batch
 from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig, choose
 from l2fwd.errors import ConfigError, KernelError
@@ -31,6 +32,7 @@ DEFAULT_FRAMES: Final = 1024
 DEFAULT_RING_SIZE: Final = 1024
 DEFAULT_POLL_TIMEOUT: Final = 100e-6  # seconds
 _MAX_BATCH: Final = 64
+_TX_BUDGET: Final = 256  # packets a system call may send in copy mode
 _RETRY_SECONDS: Final = 0.005  # a wait for TX frames, which no event tells of
 _DRAIN_SECONDS: Final = 0.2
 
@@ -152,7 +154,10 @@ class XdpSocket:
         if frames < 1:
             raise ConfigError(f"frames must be at least 1, got {frames}")
         settings = SocketConfig(
-            ring_size=ring_size, bind_mode=choose(BindMode, bind, "bind"), need_wakeup=need_wakeup
+            ring_size=ring_size,
+            bind_mode=choose(BindMode, bind, "bind"),
+            need_wakeup=need_wakeup,
+            tx_budget=min(_TX_BUDGET, ring_size) if ring_size >= MIN_TX_SKB_BUDGET else 0,
         )
         attach_mode = choose(AttachMode, mode, "mode")
         self.link = link
@@ -242,11 +247,10 @@ class XdpSocket:
         BlockingIOError
             If none came in time.
         """
-        self._require_open()
         while True:
-            packets = self.channel.receive_bytes(1)
-            if packets:
-                return packets[0]
+            packet = self.channel.receive_one()
+            if packet is not None:
+                return packet
             if not self._wait_to_read(timeout):
                 raise BlockingIOError(f"no packet on {self.link} queue {self.queue} in time")
 
@@ -312,7 +316,7 @@ class XdpSocket:
         BlockingIOError
             If there was no room for it in time.
         """
-        if not self.write_batch((packet,), timeout=timeout):
+        if not self.channel.send_one(packet) and not self.write_batch((packet,), timeout=timeout):
             raise BlockingIOError(f"no room to send on {self.link} queue {self.queue}")
 
     def write_batch(
@@ -359,7 +363,7 @@ class XdpSocket:
 
         return self._send(len(addrs), put, None)
 
-    def _send(self, count: int, put: Any, timeout: float | None) -> int:
+    def _send(self, count: int, put: Callable[[int], int], timeout: float | None) -> int:
         """Put packets until all are taken, or time is up."""
         if timeout is None:
             timeout = float("inf") if self.block else self.poll_timeout
@@ -400,7 +404,12 @@ class XdpSocket:
             if readable
             else (loop.add_writer, loop.remove_writer)
         )
-        add(self.fileno(), lambda: ready.done() or ready.set_result(None))
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        add(self.fileno(), wake)
         try:
             await ready
         finally:
