@@ -18,7 +18,8 @@ from libc.string cimport memcpy
 
 from l2fwd._rings cimport (
     PLACE_LOST, PLACE_POOL, PLACE_RX, PLACE_TX, PLACE_USER, FramePool, Memory, Port, PortState,
-    frame_move, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek, ring_release, ring_reserve, ring_submit, rx_slot, tx_slot,
+    frame_move, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek, ring_release,
+    ring_reserve, ring_submit, rx_slot, tx_slot,
 )
 from l2fwd._worker cimport kick_tx
 from l2fwd._xdp cimport POLLIN, pollfd, xdp_desc
@@ -155,12 +156,14 @@ cdef class Channel(Port):
         cdef uint32_t first = 0
         cdef uint32_t received, i
         cdef xdp_desc desc
+        cdef char* data
         cdef list packets = []
         self._enter()
         received = ring_peek(&port.rx, min(most, port.rx_lent), &first)
         for i in range(received):
             if take_packet(port, rx_slot(&port.rx, first + i), &desc):
-                packets.append(PyBytes_FromStringAndSize(<char*>port.pool.data + desc.addr, desc.len))
+                data = <char*>port.pool.data + desc.addr
+                packets.append(PyBytes_FromStringAndSize(data, desc.len))
                 pool_give(port.pool, desc.addr, PLACE_USER)
         self._received(received)
         return packets
@@ -197,7 +200,8 @@ cdef class Channel(Port):
             desc = slot[0]
             if is_usable(port.pool, &desc) and desc.len > <size_t>buffer.shape[0]:
                 raise ConfigError(
-                    f"the packet has {desc.len} bytes, the buffer {buffer.shape[0]}; use a larger one"
+                    f"the packet has {desc.len} bytes, the buffer {buffer.shape[0]}; "
+                    "use a larger one"
                 )
             if not take_packet(port, slot, &desc):
                 self._received(1)
@@ -296,7 +300,8 @@ cdef class Channel(Port):
             for i in range(room):
                 if lengths[first + i] > <size_t>rows.shape[1]:
                     raise ConfigError(
-                        f"packet {first + i} has {lengths[first + i]} bytes, its row {rows.shape[1]}"
+                        f"packet {first + i} has {lengths[first + i]} bytes, "
+                        f"its row {rows.shape[1]}"
                     )
                 check_length(pool, lengths[first + i], first + i)
                 addr = pool.addrs[pool.count - 1]
@@ -334,8 +339,8 @@ cdef class Channel(Port):
                 if addrs[i] >= pool.umem_size or lengths[i] < ETHERNET_HEADER_BYTES or (
                         lengths[i] > pool.frame_size - (addrs[i] & (pool.frame_size - 1))):
                     raise ConfigError(
-                        f"packet {i} has {lengths[i]} bytes at {addrs[i]}; it must have 14 or more, "
-                        f"inside one frame of {pool.frame_size}"
+                        f"packet {i} has {lengths[i]} bytes at {addrs[i]}; it must have 14 or "
+                        f"more, inside one frame of {pool.frame_size}"
                     )
                 frame_move(pool, addrs[i], PLACE_USER, PLACE_TX)
                 tx_slot(&port.tx, slot + sent)[0] = xdp_desc(addrs[i], lengths[i], 0)
