@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
-/* Layouts shared with l2fwd/abi.py; a test compares both with the objects' BTF. */
+/* Layouts shared with Python; tests/test_layouts.py compares both by the BTF of the objects. */
 #ifndef L2FWD_H
 #define L2FWD_H
 
