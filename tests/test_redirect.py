@@ -26,13 +26,14 @@ from l2fwd.rule_maps import LINK_RULES, MAX_ENTRIES, RuleMaps, link_rules, map_s
 from l2fwd.rule_table import ACTION, MAX_MASKS, compile_rules
 from l2fwd.rules import Rule, RuleTable, parse_rules
 from tests import oracle
+from tests.learned import Learned
 from tests.small_world import actions, matches, random_frame
 
 pytestmark = pytest.mark.privileged
 
 VERDICTS = {1: "drop", 2: "pass", 4: "out"}  # enum xdp_action
 IS_FUZZ = os.environ.get("L2FWD_FUZZ") == "1"  # make fuzz: a million frames
-TABLES, FRAMES_PER_TABLE = (100, 10_000) if IS_FUZZ else (60, 100)
+TABLES, FRAMES_PER_TABLE = (100, 10_000) if IS_FUZZ else (60, 400)
 
 
 @pytest.fixture
@@ -67,6 +68,15 @@ def test_a_table_that_the_kernel_has_no_room_for_leaves_the_old_one(bed):
         program.close()
 
 
+@pytest.fixture
+def learned(kernel):
+    """The program of hybrid, with the same links."""
+    _, _, ifindexes = kernel
+    learned = Learned(ifindexes)
+    yield learned
+    learned.close()
+
+
 @st.composite
 def tables(draw):
     listed = draw(st.lists(st.tuples(matches(), actions, st.integers(0, 2)), max_size=12))
@@ -74,8 +84,8 @@ def tables(draw):
     return RuleTable([Rule(match, action, "", p) for (p, match), action in first.items()])
 
 
-def test_the_kernel_and_the_oracle_agree(kernel):
-    """F3-F5, P1-P7: random rules against random frames, verdict and bytes."""
+def test_the_kernel_and_the_oracle_agree(kernel, learned):
+    """F3-F5, P1-P7: random rules against random frames, verdict and bytes, on every data path."""
     program, maps, ifindexes = kernel
     seen = set()
 
@@ -92,6 +102,7 @@ def test_the_kernel_and_the_oracle_agree(kernel):
         except ConfigError as error:
             assume("different masks" not in str(error))  # port ranges may take too many
             raise
+        learned.apply(table.ranked(), miss)
         classifier = Classifier(compiled.masks, compiled.entries, miss)
         rng = random.Random(seed)
         for _ in range(FRAMES_PER_TABLE):
@@ -100,8 +111,13 @@ def test_the_kernel_and_the_oracle_agree(kernel):
             rule = oracle.classify(table, name, frame)
             expected = oracle.apply(rule.action, frame) if rule else (miss, frame)
             assert classifier.decide(frame, ifindexes[name])[:2] == expected, frame.hex()
+            goes_up = ("pass", frame) if expected[0] in ("out", "user") else expected
+            found = learned.before(frame, ifindexes[name])
+            assert found in (goes_up, None), (str(rule), frame.hex())
             if expected[0] == "user":  # this path has none: left to the host
                 expected = ("pass", frame)
+            else:
+                assert learned.after(frame, ifindexes[name]) == expected, (str(rule), frame.hex())
             verdict, became = run_packet(program.fd, frame, ifindexes[name])
             assert (VERDICTS[verdict], became) == expected, (str(rule), frame.hex())
             seen.add(expected[0])
