@@ -21,9 +21,10 @@ demo: build                  ## forward real frames between two veth links and a
 test: build $(VENV)/.numba   ## the whole test suite, as root; L2FWD_DEBUG=1 for the debug build
 	$(SUDO) $(BIN)/python -m pytest $(ARGS)
 
-fuzz: build                  ## a million frames against the oracle, long runs of the ring model
+fuzz: build                  ## a million frames, flows and ring events; a thousand rule changes
 	$(SUDO) env L2FWD_FUZZ=1 $(BIN)/python -m pytest --timeout 0 tests/test_model.py \
-	tests/test_redirect.py -k "agree or sequence"
+	tests/test_redirect.py tests/test_same_verdict.py tests/test_hostile.py \
+	-k "agree or sequence or swapped or flood"
 
 lint: build                  ## style and types
 	export PATH="$$PWD/$(BIN):$$PATH"; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && \
