@@ -29,8 +29,8 @@ def run_in(bed, code, folder="."):
 
 
 @pytest.mark.privileged
-def test_the_library_example_runs(bed):
-    (code,) = blocks(README, "python")
+@pytest.mark.parametrize("code", blocks(README, "python"))
+def test_the_examples_of_the_library_run(bed, code):
     run_in(bed, code)
 
 
