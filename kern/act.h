@@ -44,7 +44,9 @@ static __always_inline int fits(struct xdp_md *ctx, __u32 ifindex)
 		return 0;
 	if (room->tick == tick && room->ifindex == ifindex && room->length >= length)
 		return 1;
-	if (bpf_check_mtu(ctx, ifindex, &(__u32){0}, 0, 0) == BPF_MTU_CHK_RET_FRAG_NEEDED)
+	/* A VLAN tag does not count, as for the kernel itself (xdp_ok_fwd_dev). */
+	if (bpf_check_mtu(ctx, ifindex, &(__u32){0}, -(int)sizeof(struct vlan_tag), 0) ==
+	    BPF_MTU_CHK_RET_FRAG_NEEDED)
 		return 0;
 	room->tick = tick;
 	room->ifindex = ifindex;

@@ -128,18 +128,17 @@ static __always_inline void number_packet(struct xdp_md *ctx)
 {
 	__u32 queue = ctx->rx_queue_index;
 	struct queue_progress *queued = bpf_map_lookup_elem(&progress, &queue);
+	void *data, *meta;
 	__u64 *number;
 
 	/* Where a driver has no room for metadata, flows are settled by patience. */
 	if (!queued || bpf_xdp_adjust_meta(ctx, -(int)sizeof(*number)))
 		return;
-	number = (void *)(long)ctx->data_meta;
-	if ((void *)(number + 1) > (void *)(long)ctx->data)
-		return;
-	/* Two comparisons: the verifier learns nothing from the one that clang would make. */
-	asm volatile("" : "+r"(number));
-	/* Right before the data, where the worker looks: not so if metadata was there already. */
-	if ((void *)(number + 1) < (void *)(long)ctx->data)
+	data = (void *)(long)ctx->data;
+	meta = (void *)(long)ctx->data_meta;
+	/* Right before the data, where the worker looks, also if metadata was there already. */
+	number = meta + ((data - meta - sizeof(*number)) & 0xff);
+	if ((void *)(number + 1) > data)
 		return;
 	*number = __sync_fetch_and_add(&queued->sent_up, 1) + 1;
 }

@@ -123,7 +123,6 @@ def test_what_a_policy_gives_back_reaches_the_host_unchanged(bed, data_path, mod
         crossing.check_books(summary)
 
 
-@pytest.mark.xfail(reason="the program counts what the worker gave back once more", strict=True)
 @pytest.mark.parametrize("data_path", ["afxdp", "hybrid"])
 def test_what_is_given_back_in_skb_mode_is_counted_once(bed, data_path):
     """Generic XDP sees it again, on its way to the host."""

@@ -21,8 +21,6 @@ pytestmark = pytest.mark.privileged
 
 IS_FUZZ = os.environ.get("L2FWD_FUZZ") == "1"
 
-MTU_BUG = pytest.mark.xfail(reason="bpf_check_mtu leaves no room for a tag", strict=True)
-NUMBER_BUG = pytest.mark.xfail(reason="numbered in front of the metadata", strict=True)
 
 paths = pytest.mark.parametrize("data_path", DATA_PATHS)
 modes = pytest.mark.parametrize("mode", MODES)
@@ -174,14 +172,7 @@ def test_a_packet_over_the_other_links_mtu_is_counted_and_smaller_ones_pass(bed,
     assert sum(summary["drops"].values()) == 10
 
 
-@pytest.mark.parametrize(
-    "data_path",
-    [
-        "afxdp",
-        pytest.param("redirect", marks=MTU_BUG),
-        pytest.param("hybrid", marks=MTU_BUG),
-    ],
-)
+@paths
 @modes
 def test_a_full_packet_has_room_for_a_tag(bed, data_path, mode):
     """F8: the kernel takes MTU + 14 + 4 bytes (is_skb_forwardable, xdp_ok_fwd_dev)."""
@@ -339,7 +330,7 @@ def test_what_another_program_took_off_or_put_in_front_is_honoured(bed, data_pat
     "meta_bytes",
     [
         0,
-        pytest.param(8, marks=NUMBER_BUG),
+        8,
     ],
 )
 @modes

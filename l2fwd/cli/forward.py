@@ -115,7 +115,7 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     rules = join_rules(args.rule, args.rules)
     asks = args.miss == "user" or any(rule.action.kind == "user" for rule in rules)
     if args.policy is not None and not asks:
-        raise ConfigError("policy would never be asked: add --miss user, or a rule '... -> user'")
+        raise ConfigError("policy is never asked: add --miss user, or a rule '... -> user'")
     socket = SocketConfig(
         ring_size=args.ring_size,
         bind_mode=choose(BindMode, args.bind, "bind"),
