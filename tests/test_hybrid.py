@@ -172,6 +172,25 @@ def test_no_frame_of_a_flow_overtakes_another_when_the_kernel_takes_over(bed, fo
     assert summary["unaccounted"] == 0
 
 
+@pytest.mark.parametrize("data_path", ["redirect", "hybrid"])
+def test_veths_that_take_no_native_redirect_get_skb_mode_and_it_is_said(
+    bed, forward, open_wire, data_path
+):
+    """A veth as ip(8) makes it has no GRO, and with that no NDO_XMIT for its peer."""
+    with link.in_netns(bed.sink):
+        ethtool.set_features("s0", {"generic-receive-offload": False})
+    forwarder = forward(bed, "--data-path", data_path)
+    assert {each["attach_mode"] for each in forwarder.events[-1]["links"]} == {"skb"}
+    wire = open_wire(bed)
+    sent = wire.send(20)
+    assert wire.receive(20) == sent
+    assert forwarder.stop()["forwarded"] == 20
+    assert any("fell back to skb" in str(each.get("message")) for each in forwarder.events)
+    strict = forward(bed, "--data-path", data_path, "--strict", ready=False)
+    assert strict.wait() == 1
+    assert "--strict: f1" in strict.stderr
+
+
 def test_a_pair_without_rules_is_one_flow_a_link(bed, hybrid, ends):
     path = hybrid()
     for flow in range(5):

@@ -11,7 +11,7 @@ from l2fwd.config import ForwardConfig
 from l2fwd.datapath import Event, Notify
 from l2fwd.datapath.linked import LinkedPath, stop_check
 from l2fwd.datapath.rulebook import Rulebook
-from l2fwd.datapath.side import Side, kernel_sample
+from l2fwd.datapath.side import Side, kernel_sample, with_redirect_mode
 from l2fwd.pins import PinFolder
 from l2fwd.rules import Rule, RuleTable
 from l2fwd.stats import Snapshot
@@ -34,6 +34,7 @@ class RedirectPath(LinkedPath):
     """
 
     def __init__(self, config: ForwardConfig, notify: Notify) -> None:
+        config = with_redirect_mode(config, notify)
         self.config = config
         self._book = Rulebook(config, "redirect")
         make = self._book.make_program

@@ -20,7 +20,7 @@ from l2fwd.datapath import Event, Notify
 from l2fwd.datapath.afxdp import AfxdpPath
 from l2fwd.datapath.queue_worker import QueueWorker
 from l2fwd.datapath.rulebook import Rulebook
-from l2fwd.datapath.side import kernel_sample
+from l2fwd.datapath.side import kernel_sample, with_redirect_mode
 from l2fwd.errors import RunError
 from l2fwd.flow_table import SHARED_MAPS, FlowTable, Progress, flow_mask
 from l2fwd.policy import asker
@@ -55,6 +55,8 @@ class RuledPath(AfxdpPath):
 
     def __init__(self, config: ForwardConfig, notify: Notify) -> None:
         self._learns = config.data_path == "hybrid"
+        if self._learns:
+            config = with_redirect_mode(config, notify)
         self._book = Rulebook(
             config,
             "hybrid",

@@ -5,11 +5,14 @@ import errno
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Final
 
 from l2fwd import bpf, link
-from l2fwd.config import ForwardConfig
+from l2fwd.config import AttachMode, ForwardConfig
+from l2fwd.datapath import Notify
 from l2fwd.errors import ConfigError, KernelError, RunError
+from l2fwd.netdev import xdp_features
 from l2fwd.stats import KERNEL_QUEUE, PortSample
 
 MakeProgram = Callable[[link.Link], bpf.Program]
@@ -120,6 +123,34 @@ class Side:
 
     def has_carrier(self) -> bool:
         return link.find_link(self.name).has_carrier
+
+
+def with_redirect_mode(config: ForwardConfig, notify: Notify) -> ForwardConfig:
+    """Choose skb mode, said loudly, where a veth would drop what is redirected to it natively.
+
+    Only veth tells beforehand: other drivers announce it once a program is attached.
+
+    Raises
+    ------
+    RunError
+        With ``strict``.
+    """
+    if config.mode is not AttachMode.AUTO:
+        return config
+    for name in config.links:
+        found = link.find_link(name)
+        features = xdp_features(found.ifindex)
+        if found.driver != "veth" or features is None or features.ndo_xmit:
+            continue
+        note = (
+            f"{name}: the veth's peer takes no packets redirected natively (GRO on there would), "
+            "fell back to skb"
+        )
+        if config.strict:
+            raise RunError(f"--strict: {note}")
+        notify({"event": "warning", "message": note})
+        return replace(config, mode=AttachMode.SKB)
+    return config
 
 
 def kernel_sample(side: Side) -> PortSample:
