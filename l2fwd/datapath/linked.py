@@ -85,11 +85,12 @@ class LinkedPath:
             if side.attachment.is_there():
                 return
             self._notify({"event": "program_lost", "link": side.name})
+            side.detach()
         except KernelError as error:
             if error.errno != errno.ENODEV:
                 raise
+            side.detach()  # first: whoever hears of it finds no program of ours there
             self._close_all(f"{side.name} is gone")
-        side.detach()
 
     def _mend(self) -> None:
         """Attach and open again what is closed; what does not work is said, and tried again."""
