@@ -62,7 +62,7 @@ def extensions() -> list[Extension]:
             include_dirs=["kern"],
             libraries=libraries.get(name, []),
         )
-        for name in ("_rings", "_classify", "_decide", "_worker", "_socket", "_bpf")
+        for name in ("_rings", "_classify", "_decide", "_worker", "_jobs", "_socket", "_bpf")
     ]
     # build_dir keeps the generated C out of the wheel.
     return cythonize(modules, build_dir="build/cython", compiler_directives=DIRECTIVES)

@@ -13,6 +13,8 @@ from l2fwd.errors import L2fwdError
 VERSION: Final = "0.1.0"
 VERBS: Final = {
     "forward": "forward frames between two links",
+    "rxdrop": "receive packets and forget them",
+    "macswap": "send every packet back, its MAC addresses swapped",
     "rules": "test: which rule takes a frame, and why; check: read and count rules",
     "flows": "what a running hybrid engine has learned",
     "lab": "a veth test bed in namespaces: up, down, demo",

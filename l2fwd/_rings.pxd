@@ -10,6 +10,10 @@ from l2fwd._xdp cimport (
 )
 
 
+cdef enum:
+    ETHERNET_HEADER_BYTES = 14
+
+
 cdef struct Ring:
     uint32_t* producer              # shared with the kernel
     uint32_t* consumer              # shared with the kernel
@@ -65,6 +69,8 @@ cdef struct PortCounters:           # one writer: the worker's thread.  Monotoni
     uint64_t tx_busy_drops          # completed by the kernel without being sent (EBUSY)
     uint64_t completion_invalid     # completed address out of bounds; the frame is lost
     uint64_t host_packets           # given to the host stack
+    uint64_t consumed_packets       # received, used here and recycled: neither sent nor dropped
+    uint64_t generated_packets      # made here, not received
     uint64_t rx_wakeups             # recvfrom calls
     uint64_t tx_wakeups             # sendto calls
     uint64_t tx_again               # sendto said EAGAIN: completions or driver queue full
@@ -192,6 +198,35 @@ cdef inline void pool_give(FramePool* pool, uint64_t addr, uint8_t place) noexce
     frame_move(pool, addr, place, PLACE_POOL)
     pool.addrs[pool.count] = addr
     pool.count += 1
+
+
+cdef inline bint packet_is_usable(const FramePool* pool, const xdp_desc* desc) noexcept nogil:
+    """Tell whether all of ``desc`` lies inside one frame of the UMEM, and is all of a packet."""
+    cdef uint64_t offset = desc.addr & (pool.frame_size - 1)
+    # Options above the length: any option makes it too long.
+    cdef uint64_t length = <uint64_t>desc.options << 32 | desc.len
+    return (desc.addr < pool.umem_size and desc.len >= ETHERNET_HEADER_BYTES
+            and length <= pool.frame_size - offset)
+
+
+cdef inline void lose_frame(FramePool* pool, uint64_t addr) noexcept nogil:
+    """Account for a frame whose descriptor cannot be trusted; it is never used again."""
+    pool.lost_frames += 1
+    if addr < pool.umem_size:
+        frame_move(pool, addr, PLACE_RX, PLACE_LOST)
+
+
+cdef inline bint take_packet(PortState* port, const xdp_desc* slot, xdp_desc* desc) noexcept nogil:
+    """Copy a received descriptor, check and count it; False if it is not usable."""
+    desc[0] = slot[0]
+    port.counters.rx_packets += 1
+    if unlikely(not packet_is_usable(port.pool, desc), 0):
+        lose_frame(port.pool, desc.addr)
+        port.counters.rx_invalid_drops += 1
+        return False
+    frame_move(port.pool, desc.addr, PLACE_RX, PLACE_USER)
+    port.counters.rx_bytes += desc.len
+    return True
 
 
 cdef uint32_t refill(PortState* port) noexcept nogil

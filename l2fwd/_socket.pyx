@@ -17,29 +17,17 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from l2fwd._rings cimport (
-    PLACE_LOST, PLACE_POOL, PLACE_RX, PLACE_TX, PLACE_USER, FramePool, Memory, Port, PortState,
-    frame_move, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek, ring_release,
-    ring_reserve, ring_submit, rx_slot, tx_slot,
+    ETHERNET_HEADER_BYTES, PLACE_POOL, PLACE_TX, PLACE_USER, FramePool, Memory, Port, PortState,
+    frame_move, packet_is_usable, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek,
+    ring_release, ring_reserve, ring_submit, rx_slot, take_packet, tx_slot,
 )
 from l2fwd._worker cimport kick_tx
-from l2fwd._xdp cimport POLLIN, pollfd, xdp_desc
+from l2fwd._xdp cimport POLLIN, POLLOUT, pollfd, ppoll, timespec, xdp_desc
 
 from l2fwd.errors import ConfigError, kernel_error
 
 
-cdef extern from "poll.h" nogil:
-    enum:
-        POLLOUT
-
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-
-    int ppoll(pollfd* fds, unsigned long count, const timespec* timeout, const void* mask)
-
-
 cdef enum:
-    ETHERNET_HEADER_BYTES = 14
     REFILL_BURST = 64               # frames lent together; a store to a shared line each
 
 
@@ -66,31 +54,6 @@ cdef class Lease:
 
     def __releasebuffer__(self, Py_buffer* buffer):
         self.views -= 1
-
-
-cdef inline bint is_usable(const FramePool* pool, const xdp_desc* desc) noexcept nogil:
-    """Tell whether all of ``desc`` lies inside one frame of the UMEM, and is all of a packet."""
-    cdef uint64_t offset = desc.addr & (pool.frame_size - 1)
-    # Options above the length: any option makes it too long.
-    cdef uint64_t length = <uint64_t>desc.options << 32 | desc.len
-    return (desc.addr < pool.umem_size and desc.len >= ETHERNET_HEADER_BYTES
-            and length <= pool.frame_size - offset)
-
-
-cdef inline bint take_packet(PortState* port, const xdp_desc* slot, xdp_desc* desc) noexcept nogil:
-    """Copy a received descriptor, check and count it; False if it is not usable."""
-    cdef FramePool* pool = port.pool
-    desc[0] = slot[0]
-    port.counters.rx_packets += 1
-    if not is_usable(pool, desc):
-        pool.lost_frames += 1
-        if desc.addr < pool.umem_size:
-            frame_move(pool, desc.addr, PLACE_RX, PLACE_LOST)
-        port.counters.rx_invalid_drops += 1
-        return False
-    frame_move(pool, desc.addr, PLACE_RX, PLACE_USER)
-    port.counters.rx_bytes += desc.len
-    return True
 
 
 cdef inline void top_up(PortState* port) noexcept nogil:
@@ -198,7 +161,7 @@ cdef class Channel(Port):
         while ring_peek(&port.rx, min(<uint32_t>1, port.rx_lent), &first):
             slot = rx_slot(&port.rx, first)
             desc = slot[0]
-            if is_usable(port.pool, &desc) and desc.len > <size_t>buffer.shape[0]:
+            if packet_is_usable(port.pool, &desc) and desc.len > <size_t>buffer.shape[0]:
                 raise ConfigError(
                     f"the packet has {desc.len} bytes, the buffer {buffer.shape[0]}; "
                     "use a larger one"

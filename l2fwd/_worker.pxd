@@ -1,5 +1,5 @@
 # The forwarding loop: one thread, its ports, one UMEM.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from l2fwd._classify cimport Table
 from l2fwd._decide cimport MAX_PORTS, Decider, Decision, host_function
@@ -24,9 +24,17 @@ cdef struct Progress:               # of one port: what it received and all of i
     uint64_t targets[MAX_PORTS]     # packets that each port must have completed by then
 
 
+# Serve every port once; return how many packets were received or made, or set ``error``.
+ctypedef uint32_t (*turn_function)(WorkerState* worker, int* error) noexcept nogil
+
+
 cdef struct WorkerState:
+    turn_function turn
+    void* job                       # state of a Job
     PortState* ports[MAX_PORTS]     # a pair, or with a decider as many as there are links
     uint32_t port_count
+    int64_t pause_ns                # bound of the next sleep, by the turn before it; 0: none
+    bint wants_room                 # sleep until there is room to send, too
     Rewrite rightward               # applied to packets from the first port to the second
     Rewrite leftward
     bint both_ways
@@ -51,8 +59,18 @@ cdef int kick_tx(PortState* port) noexcept nogil
 cdef int run_worker(WorkerState* worker) noexcept nogil
 
 
+cdef int kick_port(WorkerState* worker, uint32_t place) noexcept nogil
+cdef bint is_stopping(const WorkerState* worker) noexcept nogil
+
+
+cdef class Job:
+    cdef turn_function turn
+    cdef void* state                # lives as long as the job
+
+
 cdef class Worker:
     cdef WorkerState state
+    cdef readonly Job job
     cdef readonly tuple ports
     cdef readonly Decider decider
     cdef int _begin(self) except -1

@@ -4,6 +4,10 @@ from l2fwd._classify import Classifier
 from l2fwd._decide import Decider
 from l2fwd._rings import Port
 
+class Job:
+    @property
+    def is_done(self) -> bool: ...
+
 class Worker:
     def __init__(
         self,
@@ -17,9 +21,12 @@ class Worker:
         progress: Sequence[int] = (),
         give_back: int = 0,
         host_fd: int = -1,
+        job: Job | None = None,
     ) -> None: ...
     @property
     def ports(self) -> tuple[Port, ...]: ...
+    @property
+    def job(self) -> Job | None: ...
     @property
     def decider(self) -> Decider | None: ...
     @property

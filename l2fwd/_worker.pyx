@@ -1,13 +1,13 @@
 """The life of a packet: received on one port, sent on another, its frame recycled.
 
 ``forward_burst`` is the whole data path of a plain pair of ports, ``decide_burst`` the same with
-rules; ``run_worker`` calls one of them for each port until it is stopped, sleeping while there
-is nothing to do.  No Python but a user's policy, no allocation, no lock, and at most one system
-call per batch and port in here.
+rules, and a ``Job`` brings another one; ``run_worker`` calls it until it is stopped, sleeping while
+there is nothing to do.  No Python but a user's policy, no allocation, no lock, and at most one
+system call per batch and port in here.
 """
 
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, ENOMEM
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 from posix.unistd cimport usleep
 
@@ -19,40 +19,25 @@ from l2fwd._decide cimport (
     MAX_PORTS, Decider, Decision, decide, end_asking, host_function, learn, port_of,
 )
 from l2fwd._rings cimport (
-    PLACE_LOST, PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState,
-    ProducerRing, frame_move, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek,
-    ring_pending, ring_release, ring_reserve, ring_submit, rx_slot, tx_slot,
+    PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState, ProducerRing,
+    frame_move, lose_frame, packet_is_usable, pool_give, reclaim, refill, ring_needs_wakeup,
+    ring_peek, ring_pending, ring_release, ring_reserve, ring_submit, rx_slot, take_packet,
+    tx_slot,
 )
 from l2fwd._xdp cimport (
-    IN_ORDER, POLLIN, RELAXED, RELEASE, SO_ERROR, SOL_SOCKET, atomic_load, atomic_load_ptr,
-    atomic_store, atomic_store_64, atomic_store_ptr, getsockopt, poll, pollfd, unlikely, xdp_desc,
+    IN_ORDER, POLLIN, POLLOUT, RELAXED, RELEASE, SO_ERROR, SOL_SOCKET, atomic_load,
+    atomic_load_ptr, atomic_store, atomic_store_64, atomic_store_ptr, getsockopt, pollfd, ppoll,
+    timespec, unlikely, xdp_desc,
 )
 
 from l2fwd.errors import ConfigError, kernel_error
 
 cdef enum:
-    ETHERNET_HEADER_BYTES = 14
-    IDLE_MS = 100                   # bound of one sleep; a stop request waits no longer
-    UNSETTLED_MS = 5                # the same while packets wait to be sent or completed
+    IDLE_NS = 100000000             # bound of one sleep; a stop request waits no longer
+    UNSETTLED_NS = 5000000          # the same while packets wait to be sent or completed
     MAX_USELESS_KICKS = 4           # sendto calls of one turn that moved nothing
     SWAP_POLL_US = 20
-    MAX_DRAIN_SLEEPS = 40           # of UNSETTLED_MS: how long a stopping worker waits
-
-
-cdef inline bint packet_is_usable(const FramePool* pool, const xdp_desc* desc) noexcept nogil:
-    """Tell whether all of ``desc`` lies inside one frame of the UMEM, and is all of a packet."""
-    cdef uint64_t offset = desc.addr & (pool.frame_size - 1)
-    # Options above the length: any option makes it too long.
-    cdef uint64_t length = <uint64_t>desc.options << 32 | desc.len
-    return (desc.addr < pool.umem_size and desc.len >= ETHERNET_HEADER_BYTES
-            and length <= pool.frame_size - offset)
-
-
-cdef inline void lose_frame(FramePool* pool, uint64_t addr) noexcept nogil:
-    """Account for a frame whose descriptor cannot be trusted; it is never used again."""
-    pool.lost_frames += 1
-    if addr < pool.umem_size:
-        frame_move(pool, addr, PLACE_RX, PLACE_LOST)
+    MAX_DRAIN_SLEEPS = 40           # of UNSETTLED_NS: how long a stopping worker waits
 
 
 cdef inline void rewrite_packet(unsigned char* data, const Rewrite* rewrite) noexcept nogil:
@@ -141,13 +126,8 @@ cdef uint32_t take_burst(WorkerState* worker, uint32_t place, xdp_desc* descs) n
     # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
     received = ring_peek(&src.rx, min(worker.batch_size, src.rx_lent, <uint32_t>MAX_BURST), &first)
     for i in range(received):
-        desc = rx_slot(&src.rx, first + i)[0]
-        if unlikely(not packet_is_usable(src.pool, &desc), 0):
-            lose_frame(src.pool, desc.addr)
-            src.counters.rx_invalid_drops += 1
+        if not take_packet(src, rx_slot(&src.rx, first + i), &desc):
             continue
-        frame_move(src.pool, desc.addr, PLACE_RX, PLACE_USER)
-        src.counters.rx_bytes += desc.len
         packet = &decision.packets[usable]
         packet.addr, packet.length, packet.zero = desc.addr, desc.len, 0
         parse_packet(src.pool.data + desc.addr, desc.len, decision.ifindexes[place], &packet.key)
@@ -157,7 +137,6 @@ cdef uint32_t take_burst(WorkerState* worker, uint32_t place, xdp_desc* descs) n
         worker.progress[place].seen = packet_number(src.pool, &descs[usable - 1])
     ring_release(&src.rx, received)
     src.rx_lent -= received
-    src.counters.rx_packets += received
     return usable
 
 
@@ -302,31 +281,40 @@ cdef void kick_rx(PortState* port) noexcept nogil:
         port.kick_rx(port.fd)
 
 
+cdef int kick_port(WorkerState* worker, uint32_t place) noexcept nogil:
+    """Have a port send; return 0, or errno with ``worker.failed`` set."""
+    cdef int error = kick_tx(worker.ports[place])
+    if unlikely(error != 0, 0):
+        worker.failed = worker.ports[place]
+    return error
+
+
 cdef int kick_all(WorkerState* worker) noexcept nogil:
     """Have all ports send; return 0, or errno with ``worker.failed`` set."""
+    cdef int error = 0
     cdef uint32_t i
-    cdef int error
     for i in range(worker.port_count):
-        error = kick_tx(worker.ports[i])
-        if unlikely(error != 0, 0):
-            worker.failed = worker.ports[i]
-            return error
-    return 0
+        error = error or kick_port(worker, i)
+    return error
 
 
 cdef uint32_t turn(WorkerState* worker, int* error) noexcept nogil:
-    """Serve every port once; return how many packets arrived."""
-    cdef uint32_t moved = 0
-    cdef uint32_t i
+    """Serve every port once; return how many packets were received or made."""
     worker.turns += 1
-    if worker.decision != NULL:
-        return turn_with_rules(worker, error)
+    worker.pause_ns = 0
+    return worker.turn(worker, error)
+
+
+cdef uint32_t turn_of_pair(WorkerState* worker, int* error) noexcept nogil:
+    """Forward between two ports, or from one port back to itself."""
+    cdef uint32_t moved = 0
+    cdef uint32_t last = worker.port_count - 1
+    cdef uint32_t i
     for i in range(1 + worker.both_ways):
-        moved += forward_burst(worker.ports[i], worker.ports[1 - i],
+        moved += forward_burst(worker.ports[i], worker.ports[last - i],
                                &worker.leftward if i else &worker.rightward, worker.batch_size)
-        error[0] = kick_tx(worker.ports[1 - i])
-        if unlikely(error[0] != 0, 0):
-            worker.failed = worker.ports[1 - i]
+        error[0] = kick_port(worker, last - i)
+        if error[0]:
             break
     return moved
 
@@ -387,8 +375,9 @@ cdef int socket_error(int fd) noexcept nogil:
     return error
 
 
-cdef int idle(WorkerState* worker, int timeout_ms) noexcept nogil:
+cdef int idle(WorkerState* worker, int64_t timeout_ns) noexcept nogil:
     """Sleep until a packet arrives; return 0, or errno of a socket that died meanwhile."""
+    cdef timespec timeout = timespec(0, timeout_ns)
     cdef pollfd fds[MAX_PORTS]
     cdef uint32_t i
     cdef int error
@@ -399,14 +388,14 @@ cdef int idle(WorkerState* worker, int timeout_ms) noexcept nogil:
         refill(worker.ports[i])
         kick_rx(worker.ports[i])
         fds[i].fd = worker.ports[i].fd
-        # Not POLLOUT: a TX ring is nearly always ready, and the sleep would be a spin.
-        fds[i].events = POLLIN
+        # POLLOUT only to wait for room: a TX ring is nearly always ready, the sleep would spin.
+        fds[i].events = POLLIN | POLLOUT if worker.wants_room else POLLIN
         fds[i].revents = 0
     worker.sleeps += 1
-    if poll(fds, worker.port_count, timeout_ms) > 0:
+    if ppoll(fds, worker.port_count, &timeout, NULL) > 0:
         for i in range(worker.port_count):
             events |= fds[i].revents
-        if not events & ~POLLIN:
+        if not events & ~(POLLIN | POLLOUT):
             return 0
     for i in range(worker.port_count):
         error = socket_error(worker.ports[i].fd)
@@ -441,27 +430,33 @@ cdef int drain(WorkerState* worker) noexcept nogil:
                 reclaim(worker.ports[i])
             if lent(worker, True) == 0:
                 return 0
-            error = idle(worker, UNSETTLED_MS)
+            error = idle(worker, UNSETTLED_NS)
             sleeps += 1
     return error
 
 
+cdef bint is_stopping(const WorkerState* worker) noexcept nogil:
+    return atomic_load(&worker.stop, RELAXED)
+
+
+cdef int64_t sleep_bound(const WorkerState* worker) noexcept nogil:
+    """How long the worker may sleep if no packet arrives, in ns."""
+    cdef int64_t bound = IDLE_NS if is_settled(worker) else UNSETTLED_NS
+    if worker.busy_poll:
+        return 0
+    return min(bound, worker.pause_ns) if worker.pause_ns else bound
+
+
 cdef int run_worker(WorkerState* worker) noexcept nogil:
-    """Forward until stopped; return 0, or errno with ``worker.failed`` set."""
+    """Work until stopped; return 0, or errno with ``worker.failed`` set."""
     cdef int error = 0
-    cdef int timeout_ms
     cdef uint32_t i
-    while error == 0 and not atomic_load(&worker.stop, RELAXED):
+    while error == 0 and not is_stopping(worker):
         if turn(worker, &error) or error:
             for i in range(worker.port_count):
                 kick_rx(worker.ports[i])
         else:
-            timeout_ms = IDLE_MS
-            if worker.busy_poll:
-                timeout_ms = 0
-            elif not is_settled(worker):
-                timeout_ms = UNSETTLED_MS
-            error = idle(worker, timeout_ms)
+            error = idle(worker, sleep_bound(worker))
     return error or drain(worker)
 
 
@@ -475,14 +470,26 @@ cdef int set_rewrite(Rewrite* rewrite, bytes dst_mac, bint swap_mac) except -1:
     return 0
 
 
+cdef class Job:
+    """What a worker does with its one port in place of forwarding.
+
+    Each kind brings a turn function and its state; one job is one worker's.
+    """
+
+    @property
+    def is_done(self):
+        """True once there is nothing left to do, ever."""
+        return False
+
+
 cdef class Worker:
     """Forwards between ports that share a frame pool.
 
     Parameters
     ----------
     *ports : Port
-        Of one ``Pool``: two that forward everything to each other, or with a ``decider`` two to
-        16.  The worker's thread is the only user of them while it runs.
+        Of one ``Pool``: two that forward everything to each other, one that sends everything back,
+        or with a ``decider`` up to 16.  The worker's thread alone uses them while it runs.
     batch_size : int
         Packets per burst, at least one; with a decider at most 256 are taken at once.
     both_ways : bool
@@ -500,6 +507,8 @@ cdef class Worker:
     give_back, host_fd : int
         Address of the function that gives a packet to the host stack, and the program it runs;
         without it such packets are dropped and counted.
+    job : Job, optional
+        Done with the one port.
 
     Raises
     ------
@@ -509,11 +518,15 @@ cdef class Worker:
 
     def __cinit__(self, *ports, uint32_t batch_size=64, bint both_ways=True,
                   bint busy_poll=False, bytes dst_mac=None, bint swap_mac=False,
-                  Decider decider=None, progress=(), uintptr_t give_back=0, int host_fd=-1):
+                  Decider decider=None, progress=(), uintptr_t give_back=0, int host_fd=-1,
+                  Job job=None):
         cdef Port port
-        most = 2 if decider is None else MAX_PORTS
-        if len(set(ports)) != len(ports) or not 2 <= len(ports) <= most:
-            raise ConfigError("a worker needs two different ports, or up to 16 with a decider")
+        most = 1 if job is not None else 2 if decider is None else MAX_PORTS
+        if len(set(ports)) != len(ports) or not 1 <= len(ports) <= most:
+            raise ConfigError(
+                "a worker needs one port or two different ones, up to 16 with a decider, "
+                "one with a job"
+            )
         if decider is not None and decider.state.port_count != len(ports):
             raise ConfigError("the decider is made for other ports")
         self.ports = ports
@@ -527,11 +540,15 @@ cdef class Worker:
             raise ConfigError(f"progress needs one entry a port, got {len(progress)}")
         self.state.port_count = len(ports)
         self.state.batch_size = batch_size
-        self.state.both_ways = both_ways
+        self.state.both_ways = both_ways and len(ports) > 1
         self.state.busy_poll = busy_poll
         set_rewrite(&self.state.rightward, dst_mac, swap_mac)
         set_rewrite(&self.state.leftward, None, swap_mac)
         self.decider = decider
+        self.job = job
+        self.state.turn = turn_of_pair if decider is None else turn_with_rules
+        if job is not None:
+            self.state.turn, self.state.job = job.turn, job.state
         self.state.decision = &decider.state if decider is not None else NULL
         self.state.give_back = <host_function>give_back
         self.state.host_fd = host_fd
@@ -539,7 +556,7 @@ cdef class Worker:
             self.state.progress[i].done = <uint64_t*><uintptr_t>address
 
     def run(self):
-        """Forward until ``stop``.  Releases the GIL for the whole run, but for a policy in Python.
+        """Work until ``stop``.  Releases the GIL for the whole run, but for a policy in Python.
 
         Raises
         ------
@@ -555,7 +572,7 @@ cdef class Worker:
         self._end(error)
 
     def turn(self):
-        """Serve every port once, without sleeping; return the packets that arrived.
+        """Serve every port once, without sleeping; return the packets received or made.
 
         Raises
         ------

@@ -28,13 +28,18 @@ cdef extern from "sys/socket.h" nogil:
 cdef extern from "poll.h" nogil:
     enum:
         POLLIN
+        POLLOUT
 
     struct pollfd:
         int fd
         short events
         short revents
 
-    int poll(pollfd* fds, unsigned long count, int timeout_ms)
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+
+    int ppoll(pollfd* fds, unsigned long count, const timespec* timeout, const void* mask)
 
 
 cdef extern from * nogil:

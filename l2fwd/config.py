@@ -233,17 +233,13 @@ class FlowConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardConfig:
-    """A forwarding job between two links.
+class JobConfig:
+    """What every job over AF_XDP sockets is told.
 
     Attributes
     ----------
-    in_link, out_link : str
-    one_way : bool
-        Forward from ``in_link`` to ``out_link`` only; what arrives on ``out_link`` goes to
-        the host stack.
     queues : tuple of int, or None
-        Queue ids, the same on both links; None: all that both links have.
+        Queue ids, the same on all links; None: all that every link has.
     cpus : tuple of int, or None
         CPU of each worker, in the order of ``queues``; None: the scheduler decides.
     mode : AttachMode
@@ -258,9 +254,99 @@ class ForwardConfig:
     umem : UmemConfig
         Of each worker.
     socket : SocketConfig
-    rewrite : Rewrite
     carrier_timeout : float
         Seconds to wait for a carrier that the attaching took down.
+
+    Raises
+    ------
+    ConfigError
+    """
+
+    queues: tuple[int, ...] | None = None
+    cpus: tuple[int, ...] | None = None
+    mode: AttachMode = AttachMode.AUTO
+    strict: bool = False
+    chain: bool = False
+    batch_size: int = DEFAULT_BATCH_SIZE
+    busy_poll: bool = False
+    umem: UmemConfig = field(default_factory=UmemConfig)
+    socket: SocketConfig = field(default_factory=SocketConfig)
+    carrier_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in self.links:
+            check_ifname(name)
+        if not 1 <= self.batch_size <= self.socket.ring_size:
+            raise ConfigError(
+                f"batch-size must be in [1, ring-size {self.socket.ring_size}], "
+                f"got {self.batch_size}"
+            )
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        """Every link of the job."""
+        raise NotImplementedError
+
+    @property
+    def receivers(self) -> int | None:
+        """How many ports of a worker receive, the first ones; None: all."""
+        return None
+
+    @property
+    def uses_sockets(self) -> bool:
+        """Whether packets come to user space, so that frames must hold them."""
+        return True
+
+    @property
+    def fill_target(self) -> int:
+        """Frames kept lent for RX on each port; the rest of the UMEM is left for TX."""
+        return max(1, min(self.socket.ring_size, self.umem.frame_count // 2))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolConfig(JobConfig):
+    """A job that every queue of every link does by itself, with a UMEM of its own.
+
+    Attributes
+    ----------
+    link_names : tuple of str
+    sends_only : bool
+        What arrives goes to the host stack.
+
+    Raises
+    ------
+    ConfigError
+    """
+
+    link_names: tuple[str, ...]
+    sends_only: bool = False
+
+    def __post_init__(self) -> None:
+        JobConfig.__post_init__(self)
+        twice = [name for name in self.link_names if self.link_names.count(name) > 1]
+        if twice:
+            raise ConfigError(f"{twice[0]} is named twice; name each link once")
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        return self.link_names
+
+    @property
+    def receivers(self) -> int | None:
+        return 0 if self.sends_only else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardConfig(JobConfig):
+    """A forwarding job between two links.
+
+    Attributes
+    ----------
+    in_link, out_link : str
+    one_way : bool
+        Forward from ``in_link`` to ``out_link`` only; what arrives on ``out_link`` goes to
+        the host stack.
+    rewrite : Rewrite
     rules : RuleTable
         Empty: every packet goes from each link to the other one, or to the policy where ``miss``
         is ``user``.
@@ -284,17 +370,7 @@ class ForwardConfig:
     in_link: str
     out_link: str
     one_way: bool = False
-    queues: tuple[int, ...] | None = None
-    cpus: tuple[int, ...] | None = None
-    mode: AttachMode = AttachMode.AUTO
-    strict: bool = False
-    chain: bool = False
-    batch_size: int = DEFAULT_BATCH_SIZE
-    busy_poll: bool = False
-    umem: UmemConfig = field(default_factory=UmemConfig)
-    socket: SocketConfig = field(default_factory=SocketConfig)
     rewrite: Rewrite = field(default_factory=Rewrite)
-    carrier_timeout: float = 5.0
     rules: RuleTable = field(default_factory=RuleTable)
     miss: str = "pass"
     data_path: str = "afxdp"
@@ -310,11 +386,7 @@ class ForwardConfig:
         self._check_rules()
         if self.pin is not None:
             self._check_pin(self.pin)
-        if not 1 <= self.batch_size <= self.socket.ring_size:
-            raise ConfigError(
-                f"batch-size must be in [1, ring-size {self.socket.ring_size}], "
-                f"got {self.batch_size}"
-            )
+        JobConfig.__post_init__(self)
         if self.cpus is not None and self.queues and len(self.cpus) != len(self.queues):
             raise ConfigError(
                 f"cpus names {len(self.cpus)} CPUs for {len(self.queues)} queues; name one each"
@@ -378,6 +450,13 @@ class ForwardConfig:
         return tuple(dict.fromkeys((self.in_link, self.out_link, *self.rules.links())))
 
     @property
+    def receivers(self) -> int | None:
+        return 1 if self.one_way else None
+
+    @property
+    def uses_sockets(self) -> bool:
+        return self.data_path != "redirect"
+
+    @property
     def fill_target(self) -> int:
-        """Frames kept lent for RX on each port; the rest of the UMEM is left for TX."""
         return max(1, min(self.socket.ring_size, self.umem.frame_count // (2 * len(self.links))))

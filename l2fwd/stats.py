@@ -125,14 +125,15 @@ class Snapshot:
 
     @property
     def unaccounted(self) -> int:
-        """Packets received that are neither sent, dropped nor in flight, plus missing frames.
+        """Packets received or made, but neither sent, used nor dropped, plus missing frames.
 
         Zero, always.  Exact once the workers have stopped.
         """
-        handled = self.total("tx_packets") + self.total("host_packets")
+        handled = sum(map(self.total, ("tx_packets", "host_packets", "consumed_packets")))
         handled += self.dropped(*_NEVER_SENT)
         missing_frames = self.frame_count - sum(self.frames.values())
-        return abs(self.total("rx_packets") - handled) + abs(missing_frames)
+        there = self.total("rx_packets") + self.total("generated_packets")
+        return abs(there - handled) + abs(missing_frames)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -142,6 +143,8 @@ class Snapshot:
             "tx_bytes": self.total("tx_bytes"),
             "forwarded": self.forwarded,
             "slow_path": self.slow_path,
+            "consumed": self.total("consumed_packets"),
+            "generated": self.total("generated_packets"),
             "in_flight": self.in_flight,
             "drops": self.drops,
             **({"flows": self.flows} if self.flows else {}),

@@ -138,7 +138,7 @@ def test_every_queue_forwards_and_those_left_out_reach_the_host(make_bed, forwar
 
     partial = forward(bed, "--queues", "1")
     message = partial.wait_for("warning")["message"]
-    assert "1 of 4 RX queues are forwarded; the others go to the host stack" in message
+    assert "1 of 4 RX queues are served; the others go to the host stack" in message
     assert partial.stop()["unaccounted"] == 0
 
 

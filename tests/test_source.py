@@ -21,7 +21,7 @@ LAYERS = (
     {"rule_table"},
     {"policy"},
     {"config"},
-    {"_rings", "_classify", "_decide", "_worker", "_socket"},
+    {"_rings", "_classify", "_decide", "_worker", "_jobs", "_socket"},
     {"link", "ethtool", "netdev", "bpf", "pins", "_bpf"},
     {"rule_maps", "flow_table", "xsk"},
     {"batch", "link_programs"},
@@ -36,6 +36,8 @@ WITHIN_A_LAYER = {
     ("_classify", "_rings"),
     ("_socket", "_rings"),
     ("_socket", "_worker"),
+    ("_jobs", "_rings"),
+    ("_jobs", "_worker"),
     ("_worker", "_rings"),
     ("_worker", "_classify"),
     ("_worker", "_decide"),
@@ -62,12 +64,20 @@ CYTHON_IMPORT = re.compile(
     re.M,
 )
 
-HOT_SOURCES = ("_rings.pxd", "_rings.pyx", "_classify.pyx", "_decide.pyx", "_worker.pyx")
+HOT_SOURCES = (
+    "_rings.pxd",
+    "_rings.pyx",
+    "_classify.pyx",
+    "_decide.pyx",
+    "_worker.pyx",
+    "_jobs.pyx",
+)
 HOT_DEFINITION = re.compile(r"^cdef (?:inline )?[^\n(=]*?(\w+)\([^)]*\) noexcept nogil:", re.M)
 HOT_AT_LEAST = {
     "forward_burst", "kick_tx", "refill", "reclaim", "turn", "idle", "run_worker", "drain",
     "ring_peek", "ring_reserve", "ring_submit", "ring_release", "rewrite_packet",
     "parse_packet", "classify", "list_hits", "ttl_allows", "change_packet", "decide_burst",
+    "take_packet", "turn_of_pair", "turn_with_rules", "drop_burst",
 }  # fmt: skip
 
 

@@ -290,7 +290,7 @@ def test_a_batch_of_nothing_is_refused():
 
 def test_one_port_on_both_sides_is_refused():
     port = Bed().left.port
-    with pytest.raises(ConfigError, match="two different ports"):
+    with pytest.raises(ConfigError, match="one port or two different ones"):
         Worker(port, port)
 
 

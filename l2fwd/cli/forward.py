@@ -2,26 +2,19 @@
 
 import argparse
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from l2fwd.config import (
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_RING_SIZE,
-    AttachMode,
-    BindMode,
-    FlowConfig,
-    ForwardConfig,
-    Rewrite,
-    SocketConfig,
-    UmemConfig,
-    choose,
-    parse_indices,
-)
+from l2fwd.cli.options import check_times, run_path, socket_settings
+from l2fwd.config import DEFAULT_RING_SIZE, FlowConfig, ForwardConfig, Rewrite
 from l2fwd.errors import ConfigError
 from l2fwd.policy import load_policy
 from l2fwd.rules import join_rules
 from l2fwd.words import parse_mac
 
-MIN_INTERVAL = 0.01  # seconds; a report costs about a millisecond
+if TYPE_CHECKING:
+    from l2fwd.cli.output import Printer
+    from l2fwd.datapath import DataPath
+
 HELP = "Forward Ethernet frames between two links, both ways, unmodified."
 
 
@@ -98,29 +91,15 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     ------
     ConfigError
     """
-    for name in ("duration", "interval"):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value < 1e9:
-            raise ConfigError(f"{name} must be a number of seconds from 0 on, got {value}")
-    if 0 < args.interval < MIN_INTERVAL:
-        raise ConfigError(f"interval must be 0 or at least {MIN_INTERVAL} s, got {args.interval}")
+    check_times(args)
     if args.data_path == "redirect":
         _refuse(args, SOCKETS_ONLY, "is about sockets; --data-path redirect has none")
     if args.data_path != "hybrid":
         _refuse(args, HYBRID_ONLY, "is about learned flows; only --data-path hybrid has them")
-    frames = 4 * args.ring_size if args.frames is None else args.frames
-    batch_size = args.batch_size
-    if batch_size is None:
-        batch_size = min(DEFAULT_BATCH_SIZE, args.ring_size)
     rules = join_rules(args.rule, args.rules)
     asks = args.miss == "user" or any(rule.action.kind == "user" for rule in rules)
     if args.policy is not None and not asks:
         raise ConfigError("policy is never asked: add --miss user, or a rule '... -> user'")
-    socket = SocketConfig(
-        ring_size=args.ring_size,
-        bind_mode=choose(BindMode, args.bind, "bind"),
-        need_wakeup=args.need_wakeup,
-    )
     return ForwardConfig(
         in_link=args.in_link,
         out_link=args.out_link,
@@ -134,21 +113,9 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
             per_second=args.flow_rate,
         ),
         one_way=args.one_way,
-        queues=parse_indices(args.queues, "queues"),
-        cpus=_cpus(args.cpus),
-        mode=choose(AttachMode, args.mode, "mode"),
-        strict=args.strict,
         chain=args.chain,
         pin=args.pin,
-        batch_size=batch_size,
-        busy_poll=args.busy_poll,
-        umem=UmemConfig(
-            frame_count=frames,
-            frame_size=args.frame_size,
-            headroom=args.headroom,
-            huge_pages=args.huge_pages,
-        ),
-        socket=socket,
+        **socket_settings(args, 4),
         rewrite=Rewrite(
             dst_mac=parse_mac(args.set_dst_mac, "set-dst-mac")
             if args.set_dst_mac is not None
@@ -164,30 +131,18 @@ def _refuse(args: argparse.Namespace, options: Mapping[str, object], reason: str
             raise ConfigError(f"{name.replace('_', '-')} {reason}")
 
 
-def _cpus(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    cpus = parse_indices(text, "cpus")
-    if cpus is None:
-        raise ConfigError("cpus must be a list like 0,2-4, one for each queue; got 'all'")
-    return cpus
-
-
 def run(args: argparse.Namespace) -> int:
     config = config_from(args)
 
     from l2fwd.check import check_packets
-    from l2fwd.cli.output import Printer
     from l2fwd.datapath.choose import make_path
-    from l2fwd.engine import Engine, stop_on_signals
 
-    with Printer(json=args.json, quiet=args.quiet) as printer:
-        path = make_path(config, printer)
-        engine = Engine(path, printer, duration=args.duration, interval=args.interval)
-        printer.on_closed = engine.stop
+    def prepare(notify: "Printer") -> "DataPath":
+        path = make_path(config, notify)
         for name in config.links:
             for finding in check_packets(name, redirect=config.data_path != "afxdp"):
-                printer({"event": "warning", "message": str(finding)})
-        stop_on_signals(engine)
-        engine.run()
+                notify({"event": "warning", "message": str(finding)})
+        return path
+
+    run_path(args, prepare)
     return 0

@@ -11,6 +11,13 @@ from l2fwd.errors import RunError
 from l2fwd.stats import drops_text
 
 _READER_GONE: Final = (errno.EPIPE, errno.EIO, errno.EBADF)
+_SOCKET_DROPS: Final = (
+    "rx_oversize_drops", "rx_ring_full_drops", "rx_fill_empty_drops", "rx_invalid_drops",
+    "tx_invalid_drops", "tx_full_drops", "tx_busy_drops",
+)  # fmt: skip
+_APP_COUNTERS: Final = (
+    "worker_turns", "worker_sleeps", "rx_wakeups", "tx_wakeups", "tx_again", "tx_no_buffer",
+)  # fmt: skip
 _COLUMNS: Final = ("rx/s", "tx/s", "drop/s", "rx Mbit/s", "tx Mbit/s")
 
 
@@ -23,6 +30,8 @@ class Printer:
         One object per line, and nothing else; ``ready`` first, warnings from before it next.
     quiet : bool
         No ``stats``.
+    extra, app : bool
+        With each table of rates a line a socket: every reason of a drop; system calls and sleeps.
 
     Attributes
     ----------
@@ -30,8 +39,11 @@ class Printer:
         Called once when nobody reads the output any more.
     """
 
-    def __init__(self, *, json: bool, quiet: bool) -> None:
+    def __init__(self, *, json: bool, quiet: bool, extra: bool = False, app: bool = False) -> None:
         self._json = json
+        self._extra = extra
+        self._app = app
+        self._verb = ""
         self._quiet = quiet
         self._live = None if json or quiet else _live_table()
         self._lines = 0
@@ -82,7 +94,9 @@ class Printer:
         elif kind in ("ready", "summary"):
             if self._live is not None:
                 self._live.stop()
-            for line in (_ready_lines if kind == "ready" else _summary_lines)(event):
+            self._verb = event.get("verb", self._verb)
+            lines = _ready_lines(event) if kind == "ready" else _summary_lines(event, self._verb)
+            for line in lines:
                 print(line, flush=True)
         elif kind == "pinned":
             print(f"pinned in {event['pin']}: {event['message']}", flush=True)
@@ -92,16 +106,32 @@ class Printer:
 
     def _print_rates(self, event: dict[str, Any]) -> None:
         rows = [_row(rate) for rate in event["rates"]]
+        more = [line for port in event["ports"] for line in self._more_lines(port)]
         if self._live is not None:
             self._live.start()
-            self._live.update(_rich_table(rows))
+            self._live.update(_rich_table(rows, more))
             return
         if self._lines % 20 == 0:
             print(f"{'':<16}" + "".join(f"{column:>14}" for column in _COLUMNS) + "  drops")
         for name, *cells, drops in rows:
             print(f"{name:<16}" + "".join(f"{cell:>14}" for cell in cells) + f"  {drops}")
+        for line in more:
+            print(line)
         self._lines += 1
         print(end="", flush=True)
+
+    def _more_lines(self, port: dict[str, Any]) -> list[str]:
+        """Return what ``extra`` and ``app`` ask for about one socket."""
+        name = f"  {port['link']} queue {port['queue']}"
+        lines = []
+        if self._extra:
+            drops = [f"{each.removesuffix('_drops')} {port['drops'].get(each, 0):,}"
+                     for each in _SOCKET_DROPS]  # fmt: skip
+            lines.append(f"{name} drops: {', '.join(drops)}")
+        if self._app:
+            counts = [f"{each} {port.get(each, 0):,}" for each in _APP_COUNTERS if each in port]
+            lines.append(f"{name}: {', '.join(counts)}")
+        return lines
 
 
 def _row(rate: dict[str, Any]) -> list[str]:
@@ -142,11 +172,13 @@ def _socket_line(each: dict[str, Any]) -> str:
     )
 
 
-def _summary_lines(event: dict[str, Any]) -> list[str]:
+def _summary_lines(event: dict[str, Any], verb: str) -> list[str]:
     """Say what became of every packet and every frame."""
+    done = f"forwarded {event['forwarded']:,} of {event['rx_packets']:,} packets"
+    if verb:
+        done = f"received {event['rx_packets']:,}, sent {event['forwarded']:,} packets"
     lines = [
-        f"forwarded {event['forwarded']:,} of {event['rx_packets']:,} packets in "
-        f"{event['elapsed']:.1f} s; drops: {drops_text(event['drops'])}; "
+        f"{done} in {event['elapsed']:.1f} s; drops: {drops_text(event['drops'])}; "
         f"in flight {event['in_flight']}; unaccounted {event['unaccounted']}"
     ]
     if "flows" in event:
@@ -167,10 +199,10 @@ def _live_table() -> Any:
     return Live(refresh_per_second=4)
 
 
-def _rich_table(rows: list[list[str]]) -> Any:
+def _rich_table(rows: list[list[str]], more: list[str]) -> Any:
     from rich.table import Table
 
-    table = Table()
+    table = Table(caption="\n".join(more) or None, caption_justify="left")
     table.add_column("link")
     for column in _COLUMNS:
         table.add_column(column, justify="right")

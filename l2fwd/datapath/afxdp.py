@@ -1,208 +1,22 @@
-"""Data path ``afxdp``: NIC, AF_XDP socket, worker, AF_XDP socket, NIC.
+"""Data path ``afxdp``: NIC, AF_XDP socket, worker, AF_XDP socket, NIC."""
 
-A worker whose socket dies is closed, and opened again once all links are there; the
-other workers go on meanwhile.
-"""
-
-import os
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
-from l2fwd import bpf, link
-from l2fwd.config import BindMode, ForwardConfig
-from l2fwd.datapath import Event, Notify
-from l2fwd.datapath.linked import LinkedPath, stop_check
+from l2fwd.config import ForwardConfig
 from l2fwd.datapath.queue_worker import QueueWorker
-from l2fwd.datapath.side import Side
-from l2fwd.errors import ConfigError, RunError
-from l2fwd.netdev import xdp_features
-from l2fwd.stats import Snapshot
-from l2fwd.xsk import BoundSocket, Umem
+from l2fwd.datapath.socket_path import SocketPath
+from l2fwd.xsk import Umem
 
 
-class AfxdpPath(LinkedPath):
-    """Forwards between the two links of ``config`` through AF_XDP sockets.
+class AfxdpPath(SocketPath[ForwardConfig]):
+    """Forwards all packets between the two links of ``config`` through AF_XDP sockets.
 
-    Parameters
-    ----------
-    config : ForwardConfig
-    notify : callable
-        Gets one dict per event: ``warning``, ``port_down``, ``port_up``, ``program_lost``,
-        ``program_attached``.
-
-    Raises
-    ------
-    ConfigError
-        If a link is unknown or down, a queue or CPU does not exist, or the MTU does not fit.
+    Queue *i* of both has one UMEM and one worker, so that no packet is copied.
     """
 
-    def __init__(self, config: ForwardConfig, notify: Notify) -> None:
-        self.config = config
-        sides = tuple(Side(name, config, self._make_program) for name in config.links)
-        super().__init__(sides, notify)
-        queues = _choose_queues(config, sides)
-        cpus = _choose_cpus(config, len(queues))
-        self.workers = [
-            QueueWorker(sides, q, cpu, self._worker_options)
-            for q, cpu in zip(queues, cpus, strict=True)
-        ]
-        self._undo = ExitStack()
-        self._final: Snapshot | None = None
-
-    def start(self, is_stopping: Callable[[], bool] = lambda: False) -> Event:
-        """Attach both programs, bind every queue, then let packets in; all or nothing."""
-        check = stop_check(is_stopping)
-        with ExitStack() as undo:
-            for side in self.sides:
-                undo.callback(side.close)
-            self._prepare(undo)
-            for side in self.sides:
-                self._warn(side.attach())
-                check()
-            for side in self.sides:
-                self._wait_for_carrier(side, check)
-            for worker in self.workers:
-                undo.callback(worker.close)
-                worker.open()
-                check()
-            self._check_obtained()
-            # Only now: a packet let in earlier would find no worker.
-            for worker in self.workers:
-                worker.start()
-            self._undo = undo.pop_all()
-        sockets = [each for worker in self.workers for each in worker.describe()]
-        return {"sockets": sockets, "links": []}
-
-    def _make_program(self, found: link.Link) -> bpf.Program:
-        return bpf.Program("afxdp", {"sockets": max(found.rx_queue_count, 1)})
-
-    def _prepare(self, undo: ExitStack) -> None:
-        """Make ready what must be in force before a program is attached."""
-
     def _worker_options(self, of: QueueWorker, umem: Umem) -> dict[str, Any]:
-        """Return what a ``Worker`` is told beside its ports and their geometry."""
         return {
             "both_ways": not self.config.one_way,
             "dst_mac": self.config.rewrite.dst_mac,
             "swap_mac": self.config.rewrite.swap_mac,
         }
-
-    def _check_obtained(self) -> None:
-        for i, side in enumerate(self.sides):
-            queues = side.link.rx_queue_count
-            if queues > len(self.workers) and not (self.config.one_way and i == 1):
-                self._warn(
-                    [
-                        f"{side.name}: {len(self.workers)} of {queues} RX queues are forwarded; "
-                        "the others go to the host stack"
-                    ]
-                )
-            if self.config.socket.bind_mode is BindMode.AUTO:
-                self._check_zero_copy(side, [worker.sockets[i] for worker in self.workers])
-
-    def _check_zero_copy(self, side: Side, sockets: list[BoundSocket]) -> None:
-        """The kernel falls back to copy mode without a word (``xp_assign_dev``)."""
-        features = xdp_features(side.link.ifindex)
-        if features is None or not features.zero_copy or all(s.is_zero_copy for s in sockets):
-            return
-        note = f"{side.name}: the driver has zero-copy, copy mode was obtained; see l2fwd check"
-        if self.config.strict:
-            raise RunError(f"--strict: {note}")
-        self._warn([note])
-
-    def _watch_ended(self) -> None:
-        for worker in self.workers:
-            if worker.has_ended:
-                self._down([worker], str(worker.error or "the worker ended"))
-
-    def _close_all(self, reason: str) -> None:
-        self._down(self.workers, reason)
-
-    def _is_open(self) -> bool:
-        return all(worker.is_open for worker in self.workers)
-
-    def _open_again(self) -> None:
-        for worker in self.workers:
-            if not worker.is_open:
-                worker.open(bind_timeout=0)  # the next watch tries again
-                worker.start()
-                self._notify({"event": "port_up", "queue": worker.queue_id})
-
-    def _down(self, workers: list[QueueWorker], reason: str) -> None:
-        """Close workers, all at once: each may sleep a while before it stops."""
-        for worker in workers:
-            worker.ask_to_stop()
-        for worker in workers:
-            if worker.is_open:
-                worker.close()
-                self._notify({"event": "port_down", "queue": worker.queue_id, "reason": reason})
-
-    def sample(self) -> Snapshot:
-        """Read all counters."""
-        return self._sample_now() if self._final is None else self._final
-
-    def _sample_now(self) -> Snapshot:
-        snapshot = Snapshot(time.monotonic(), [])
-        for worker in self.workers:
-            snapshot.ports.extend(worker.sample())
-            if worker.is_open:
-                snapshot.frame_count += self.config.umem.frame_count
-                for place, count in worker.frames().items():
-                    snapshot.frames[place] = snapshot.frames.get(place, 0) + count
-        return snapshot
-
-    def stop(self) -> None:
-        """Let no more in, drain, detach, close.
-
-        Detached only after the drain, as some drivers send nothing without a program; closed
-        only after that, as some crash when a socket closes under one.
-        """
-        for worker in self.workers:  # all at once: each may sleep a while before it looks
-            worker.ask_to_stop()
-        with ExitStack() as steps:  # from the last to the first, and each whatever the others do
-            steps.callback(self._undo.close)
-            steps.callback(self._keep_sample)
-            for side in self.sides:
-                steps.callback(side.detach)
-            for worker in self.workers:
-                steps.callback(worker.stop)
-
-    def _keep_sample(self) -> None:
-        if self._final is None:
-            self._final = self.sample()
-
-
-def _choose_queues(config: ForwardConfig, sides: tuple[Side, ...]) -> tuple[int, ...]:
-    """Return the queue ids to serve, each of which all links have for RX and for TX.
-
-    Beyond the TX queues a copy-mode ``sendto`` sends nothing (``xsk_generic_xmit``).
-    """
-    narrow = min(sides, key=lambda side: min(side.link.rx_queue_count, side.link.tx_queue_count))
-    count = min(narrow.link.rx_queue_count, narrow.link.tx_queue_count)
-    if config.queues is None:
-        return tuple(range(count))
-    for queue in config.queues:
-        if queue >= count:
-            raise ConfigError(
-                f"queue {queue}: {narrow.name} has {count} queues, 0 to {count - 1}; "
-                f"choose among them or see ethtool -L {narrow.name}"
-            )
-    return config.queues
-
-
-def _choose_cpus(config: ForwardConfig, workers: int) -> tuple[int | None, ...]:
-    """Return one CPU per worker, or None for each where none was asked for."""
-    if config.cpus is None:
-        return (None,) * workers
-    usable = os.sched_getaffinity(0)
-    for cpu in config.cpus:
-        if cpu not in usable:
-            listed = ",".join(map(str, sorted(usable)))
-            raise ConfigError(f"cpu {cpu} is not usable by this process; it may use {listed}")
-    if len(config.cpus) != workers:
-        raise ConfigError(
-            f"cpus names {len(config.cpus)} CPUs for {workers} workers; name one each"
-        )
-    return config.cpus

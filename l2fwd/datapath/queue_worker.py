@@ -91,8 +91,7 @@ class QueueWorker:
                 )
                 undo.callback(xsk.close)
                 sockets.append(xsk)
-            receivers = sockets[:1] if config.one_way else sockets
-            for xsk in receivers:
+            for xsk in sockets[: config.receivers]:
                 xsk.port.refill(config.fill_target)
             self.worker = Worker(
                 *(xsk.port for xsk in sockets),
@@ -121,7 +120,14 @@ class QueueWorker:
 
     def _receiving(self) -> list[tuple[Side, BoundSocket]]:
         pairs = list(zip(self.sides, self.sockets, strict=False))  # none while closed
-        return pairs[:1] if self.config.one_way else pairs
+        return pairs[: self.config.receivers]
+
+    def on(self, side: Side) -> list[BoundSocket]:
+        """Return the socket on a link, if it has one."""
+        return [xsk for each, xsk in zip(self.sides, self.sockets, strict=False) if each is side]
+
+    def receives(self, side: Side) -> bool:
+        return side in self.sides[: self.config.receivers]
 
     def _run(self) -> None:
         assert self.worker is not None
@@ -137,6 +143,11 @@ class QueueWorker:
                 if isinstance(error, KernelError)
                 else kernel_error(number, "pin the worker of", failed)
             )
+
+    @property
+    def is_done(self) -> bool:
+        """True once its job has nothing left to do."""
+        return self.worker is not None and self.worker.job is not None and self.worker.job.is_done
 
     @property
     def has_ended(self) -> bool:
@@ -161,8 +172,9 @@ class QueueWorker:
         self.ask_to_stop()
         self._thread.join(_JOIN_SECONDS)
         if self._thread.is_alive():
-            asks = "; its policy has not returned" if self.config.policy else ""
-            raise RunError(f"the worker of queue {self.queue_id} does not stop{asks}")
+            asks = self.worker is not None and self.worker.decider is not None
+            hint = "; a policy of its may not have returned" if asks else ""
+            raise RunError(f"the worker of queue {self.queue_id} does not stop{hint}")
         self._thread = None
 
     def close(self) -> None:
@@ -200,6 +212,9 @@ class QueueWorker:
             with contextlib.suppress(KernelError):
                 add(samples[i].drops, kernel_drops(xsk.statistics()))
             samples[i].frames = xsk.port.frames()
+        if self.worker is not None:
+            turns, sleeps = self.worker.turns
+            add(samples[0].counters, {"worker_turns": turns, "worker_sleeps": sleeps})
         return samples
 
     def rule_hits(self, rule_id: int) -> tuple[int, int]:

@@ -17,10 +17,10 @@ from l2fwd._classify import Classifier
 from l2fwd._decide import Decider
 from l2fwd.config import ForwardConfig
 from l2fwd.datapath import Event, Notify
-from l2fwd.datapath.afxdp import AfxdpPath
 from l2fwd.datapath.queue_worker import QueueWorker
 from l2fwd.datapath.rulebook import Rulebook
 from l2fwd.datapath.side import kernel_sample, with_redirect_mode
+from l2fwd.datapath.socket_path import SocketPath
 from l2fwd.errors import RunError
 from l2fwd.flow_table import SHARED_MAPS, FlowTable, Progress, flow_mask
 from l2fwd.policy import asker
@@ -36,7 +36,7 @@ _PER_QUEUE: Final = ("sockets", "progress")
 _AGE_SECONDS: Final = (1.0, 30.0)  # between two looks for idle flows, at least and at most
 
 
-class RuledPath(AfxdpPath):
+class RuledPath(SocketPath[ForwardConfig]):
     """Forwards between the links of ``config`` and of its rules, by the rules.
 
     Parameters

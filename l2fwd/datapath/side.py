@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from l2fwd import bpf, link
-from l2fwd.config import AttachMode, ForwardConfig
+from l2fwd.config import AttachMode, ForwardConfig, JobConfig
 from l2fwd.datapath import Notify
 from l2fwd.errors import ConfigError, KernelError, RunError
 from l2fwd.netdev import xdp_features
@@ -32,7 +32,7 @@ class Side:
     Parameters
     ----------
     name : str
-    config : ForwardConfig
+    config : JobConfig
     make_program : callable
         Opens the program for a link.
 
@@ -42,7 +42,7 @@ class Side:
         If there is no such link, it is down, or its MTU does not fit a frame.
     """
 
-    def __init__(self, name: str, config: ForwardConfig, make_program: MakeProgram) -> None:
+    def __init__(self, name: str, config: JobConfig, make_program: MakeProgram) -> None:
         self.name = name
         self._make_program = make_program
         self.config = config
@@ -56,7 +56,7 @@ class Side:
         self.link = link.find_link(self.name)
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
-        if self.config.data_path != "redirect":
+        if self.config.uses_sockets:
             self.config.umem.check_mtu(self.name, self.link.mtu)
 
     def attach(self) -> list[str]:

@@ -1,0 +1,36 @@
+"""Jobs of a worker that forward nothing.  Each is one turn function, and its state."""
+
+from libc.stdint cimport uint32_t
+
+from l2fwd._rings cimport (
+    PLACE_USER, PortState, pool_give, refill, ring_peek, ring_release, rx_slot, take_packet,
+)
+from l2fwd._worker cimport Job, WorkerState
+from l2fwd._xdp cimport xdp_desc
+
+
+cdef uint32_t drop_burst(WorkerState* worker, int* error) noexcept nogil:
+    """Receive a burst and recycle its frames at once."""
+    cdef PortState* port = worker.ports[0]
+    cdef uint32_t first = 0
+    cdef uint32_t usable = 0
+    cdef uint32_t received, i
+    cdef xdp_desc desc
+    # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
+    received = ring_peek(&port.rx, min(worker.batch_size, port.rx_lent), &first)
+    for i in range(received):
+        if take_packet(port, rx_slot(&port.rx, first + i), &desc):
+            pool_give(port.pool, desc.addr, PLACE_USER)
+            usable += 1
+    ring_release(&port.rx, received)
+    port.rx_lent -= received
+    port.counters.consumed_packets += usable
+    refill(port)
+    return received
+
+
+cdef class Drop(Job):
+    """Receives packets and forgets them."""
+
+    def __cinit__(self):
+        self.turn = drop_burst

@@ -1,0 +1,185 @@
+"""What the traffic tools have in common: xdpsock's letters and long names, and how they run."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from l2fwd.config import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_RING_SIZE,
+    AttachMode,
+    BindMode,
+    SocketConfig,
+    ToolConfig,
+    UmemConfig,
+    choose,
+    parse_indices,
+)
+from l2fwd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from l2fwd.cli.output import Printer
+    from l2fwd.datapath import DataPath
+
+MIN_INTERVAL = 0.01  # seconds; a report costs about a millisecond
+
+
+def add_links(parser: argparse.ArgumentParser) -> None:
+    """Add the links, as words or behind -i."""
+    parser.add_argument("names", nargs="*", metavar="LINK", help="links to work on")
+    parser.add_argument("-i", "--interface", action="append", default=[], metavar="LINK",
+        help="the same; may be repeated")  # fmt: skip
+
+
+def add_socket_options(parser: argparse.ArgumentParser) -> None:
+    """Add how programs are attached, and sockets made."""
+    add = parser.add_argument
+    add("-q", "--queues", "--queue", default="all",
+        help="queue ids, as 0,2 or 0-3, or all (default)")  # fmt: skip
+    add("--cpus", help="CPU of each worker, queue by queue of each link (default: any)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--mode", default="auto", help="auto (default), native, skb or offload")
+    for letter, name, value in (("S", "skb", "skb"), ("N", "native", "native")):
+        mode.add_argument(f"-{letter}", f"--xdp-{name}", dest="mode", action="store_const",
+            const=value, help=f"--mode {value}")  # fmt: skip
+    bind = parser.add_mutually_exclusive_group()
+    bind.add_argument("--bind", default="auto", help="auto (default), copy or zero-copy")
+    for letter, value in (("c", "copy"), ("z", "zero-copy")):
+        bind.add_argument(f"-{letter}", f"--{value}", dest="bind", action="store_const",
+            const=value, help=f"--bind {value}")  # fmt: skip
+    sleep = parser.add_mutually_exclusive_group()
+    sleep.add_argument("-p", "--poll", dest="busy_poll", action="store_false", default=False,
+        help="sleep while there is nothing to do (default)")  # fmt: skip
+    sleep.add_argument("--busy-poll", action="store_true",
+        help="never sleep: a whole CPU for each socket")  # fmt: skip
+    add("-m", "--no-need-wakeup", dest="need_wakeup", action="store_false",
+        help="do not let the driver say when it needs a system call")  # fmt: skip
+    add("-b", "--batch-size", type=int, help="packets per burst (64, or the ring size if less)")
+    add("-f", "--frame-size", type=int, default=2048, help="bytes per frame: 2048 or 4096")
+    add("--frames", type=int, help="frames per socket (2 x ring size)")
+    add("--ring-size", type=int, default=DEFAULT_RING_SIZE, help="slots per ring (2048)")
+    add("--huge-pages", action="store_true", help="take packet memory from 2 MiB pages")
+    add("--strict", action="store_true", help="fail rather than fall back")
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add how long to run, and what to print."""
+    add = parser.add_argument
+    add("-d", "--duration", type=float, help="seconds to run (default: until stopped)")
+    add("-n", "--interval", type=float, default=1.0, help="seconds between reports, 0 for none")
+    add("-x", "--extra-stats", action="store_true", help="every reason of a drop, by socket")
+    add("-a", "--app-stats", action="store_true", help="system calls and sleeps, by socket")
+    add("--json", action="store_true", help="one JSON object per line")
+    add("-Q", "--quiet", action="store_true", help="only what is obtained and the summary")
+
+
+def add_tool_options(parser: argparse.ArgumentParser) -> None:
+    """Add all that the tools have in common."""
+    add_links(parser)
+    add_socket_options(parser)
+    add_report_options(parser)
+
+
+def links_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the links that were named, at least one.
+
+    Raises
+    ------
+    ConfigError
+    """
+    names = (*args.names, *args.interface)
+    if not names:
+        raise ConfigError("link is missing: name one, as 'eth0' or '-i eth0'")
+    return names
+
+
+def check_times(args: argparse.Namespace) -> None:
+    """Refuse durations and intervals that cannot be.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for name in ("duration", "interval"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < 1e9:
+            raise ConfigError(f"{name} must be a number of seconds from 0 on, got {value}")
+    if 0 < args.interval < MIN_INTERVAL:
+        raise ConfigError(f"interval must be 0 or at least {MIN_INTERVAL} s, got {args.interval}")
+
+
+def cpus_of(text: str | None) -> tuple[int, ...] | None:
+    """Return the CPUs that were named, or None.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if text is None:
+        return None
+    cpus = parse_indices(text, "cpus")
+    if cpus is None:
+        raise ConfigError("cpus must be a list like 0,2-4, one for each worker; got 'all'")
+    return cpus
+
+
+def socket_settings(args: argparse.Namespace, rings: int) -> dict[str, Any]:
+    """Return the settings of a ``JobConfig``; ``rings`` is how many of them fill a UMEM.
+
+    Raises
+    ------
+    ConfigError
+    """
+    socket = SocketConfig(
+        ring_size=args.ring_size,
+        bind_mode=choose(BindMode, args.bind, "bind"),
+        need_wakeup=args.need_wakeup,
+    )
+    frames = max(rings * args.ring_size, 4) if args.frames is None else args.frames
+    batch_size = args.batch_size
+    if batch_size is None:
+        batch_size = min(DEFAULT_BATCH_SIZE, args.ring_size)
+    return {
+        "queues": parse_indices(args.queues, "queues"),
+        "cpus": cpus_of(args.cpus),
+        "mode": choose(AttachMode, args.mode, "mode"),
+        "strict": args.strict,
+        "batch_size": batch_size,
+        "busy_poll": args.busy_poll,
+        "umem": UmemConfig(
+            frame_count=frames,
+            frame_size=args.frame_size,
+            headroom=getattr(args, "headroom", 0),
+            huge_pages=args.huge_pages,
+        ),
+        "socket": socket,
+    }
+
+
+def tool_config(args: argparse.Namespace, **more: Any) -> ToolConfig:
+    """Turn the options that the tools share into a checked configuration.
+
+    Raises
+    ------
+    ConfigError
+    """
+    check_times(args)
+    return ToolConfig(link_names=links_of(args), **socket_settings(args, 2), **more)
+
+
+def run_path(
+    args: argparse.Namespace, make_path: "Callable[[Printer], DataPath]"
+) -> dict[str, Any]:
+    """Run a data path until a signal, its end or ``--duration``; return its summary."""
+    from l2fwd.cli.output import Printer
+    from l2fwd.engine import Engine, stop_on_signals
+
+    printer = Printer(
+        json=args.json, quiet=args.quiet,
+        extra=getattr(args, "extra_stats", False), app=getattr(args, "app_stats", False),
+    )  # fmt: skip
+    with printer:
+        engine = Engine(make_path(printer), printer, duration=args.duration, interval=args.interval)
+        printer.on_closed = engine.stop
+        stop_on_signals(engine)
+        return engine.run()
