@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from l2fwd import ethtool, link
 from l2fwd._bpf import test_run
@@ -161,36 +161,48 @@ def testpmd(bed: Bed) -> Iterator[None]:
         *("--no-pci", "--no-telemetry", f"--file-prefix={bed.name}", *devices, "--"),
         *("--forward-mode=io", "--auto-start", "--nb-cores=1", "--total-num-mbufs=16384"),
     ]
-    with _process(bed.fwd, command) as process:
+    with process(bed.fwd, command) as running:
         yield
-        assert process.stdin is not None
-        process.stdin.close()  # "Press enter to exit"
-        process.wait(_STOP_SECONDS)
+        assert running.stdin is not None
+        running.stdin.close()  # "Press enter to exit"
+        running.wait(_STOP_SECONDS)
 
 
 @contextmanager
 def _helper(netns: str, *arguments: str) -> Iterator[None]:
     """Run a function of this file in a process of its own."""
-    with _process(netns, [sys.executable, __file__, *arguments]):
+    with process(netns, [sys.executable, __file__, *arguments]):
         yield
 
 
 @contextmanager
-def _process(netns: str, command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
+def process(
+    netns: str,
+    command: list[str],
+    *,
+    output: IO[bytes] | int = subprocess.DEVNULL,
+    folder: str | None = None,
+    cpu: int | None = None,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a command in a namespace while the context lasts, before whatever else wants a CPU."""
     with link.in_netns(netns):
-        process = subprocess.Popen(
-            command,
+        running = subprocess.Popen(
+            command if cpu is None else ["taskset", "-c", str(cpu), *command],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=output,
             stderr=subprocess.DEVNULL,
+            cwd=folder,
             start_new_session=True,  # an autogroup of its own, as the Forwarder has
         )
-    with process:
+    with running:
         try:
-            _prefer(process.pid)
-            yield process
+            _prefer(running.pid)
+            yield running
         finally:
-            process.kill()
+            running.terminate()  # a killed tool may leave its program on the link
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(_STOP_SECONDS)
+            running.kill()
 
 
 def _prefer(pid: int) -> None:
@@ -211,10 +223,14 @@ def _wait_for_flow(bed: Bed) -> None:
 
 
 def _received(bed: Bed) -> int:
-    """Return what s0 has received, from the kernel's own counters."""
-    with link.in_netns(bed.sink):
+    return received(bed.sink, "s0")
+
+
+def received(netns: str, ifname: str) -> int:
+    """Return the packets a link has received, from the kernel's own counters."""
+    with link.in_netns(netns):
         lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
-    (line,) = (line for line in lines if line.strip().startswith("s0:"))
+    (line,) = (line for line in lines if line.strip().startswith(f"{ifname}:"))
     return int(line.split(":")[1].split()[1])
 
 
