@@ -13,8 +13,8 @@
 
 struct injected_packet { /* what tells it from others */
 	__u64 ifindex;
-	__u64 length; /* 64 bits: the verifier knows no difference of packet pointers in 32 */
-	__u8 head[INJECTED_HEAD]; /* the first bytes, or the Ethernet header of a shorter one */
+	__u64 length;
+	__u8 head[INJECTED_HEAD]; /* the first bytes, or all of a shorter one */
 };
 
 struct {
@@ -26,12 +26,16 @@ struct {
 
 static __always_inline int describe_packet(struct xdp_md *ctx, struct injected_packet *packet)
 {
+	__u64 length = bpf_xdp_get_buff_len(ctx);
+
 	__builtin_memset(packet, 0, sizeof(*packet));
 	packet->ifindex = ctx->ingress_ifindex;
-	packet->length = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
-	if (packet->length < INJECTED_HEAD)
-		return bpf_xdp_load_bytes(ctx, 0, packet->head, 14);
-	return bpf_xdp_load_bytes(ctx, 0, packet->head, INJECTED_HEAD);
+	packet->length = length;
+	if (length > INJECTED_HEAD)
+		length = INJECTED_HEAD;
+	if (!length)
+		return -1;
+	return bpf_xdp_load_bytes(ctx, 0, packet->head, length);
 }
 
 #endif
