@@ -246,6 +246,7 @@ cdef class Pool:
     cdef FramePool pool
     cdef readonly Memory memory
     cdef unsigned long thread           # that drives its channels; 0 until the first call
+    cdef readonly uint32_t user_count   # frames lent to the caller of its channels
 
 
 cdef class Port:

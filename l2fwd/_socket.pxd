@@ -12,6 +12,9 @@ cdef class Lease:
 
 
 cdef class Channel(Port):
+    cdef list late                      # arrays of addresses, of batches that other threads dropped
+    cdef int dead                       # errno of SO_ERROR, which the kernel tells only once
+    cdef int _require_alive(self) except -1
     cdef int _enter(self) except -1     # once a call: not for two threads at a time
     cdef int _kick(self) except -1
     cdef int _submit(self, uint32_t count) except -1

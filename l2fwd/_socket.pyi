@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 
 from l2fwd._rings import Memory, Port
 
+WATCH_SECONDS: float
+
 class Lease:
     views: int
     def __init__(self, memory: Memory) -> None: ...

@@ -21,14 +21,20 @@ from l2fwd._rings cimport (
     frame_move, packet_is_usable, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek,
     ring_release, ring_reserve, ring_submit, rx_slot, take_packet, tx_slot,
 )
-from l2fwd._worker cimport kick_tx
-from l2fwd._xdp cimport POLLIN, POLLOUT, pollfd, ppoll, timespec, xdp_desc
+from l2fwd._worker cimport kick_tx, socket_error
+from l2fwd._xdp cimport L2FWD_DEBUG, POLLIN, POLLOUT, pollfd, ppoll, timespec, xdp_desc
+
+import time
 
 from l2fwd.errors import ConfigError, kernel_error
 
 
 cdef enum:
     REFILL_BURST = 64               # frames lent together; a store to a shared line each
+
+
+# A wait is cut into pieces: neither the end of the link nor ``close`` by another thread wakes poll.
+WATCH_SECONDS = 0.25
 
 
 cdef class Lease:
@@ -74,22 +80,27 @@ cdef class Channel(Port):
     cdef int _enter(self) except -1:
         """Refuse a second thread: the rings have one producer and one consumer."""
         cdef unsigned long me = PyThread_get_thread_ident()
-        self._require_idle()
-        if self.pool.thread != me:
+        if self.is_open and self.pool.thread != me:
             if self.pool.thread:
                 raise ConfigError(
                     f"{self.name} is used by another thread; open a socket with a UMEM of its own "
                     "for each thread, or call hand_over there first"
                 )
             self.pool.thread = me
-        return 0
+        return self._require_idle()
 
     def hand_over(self):
         """Let another thread be the next to use this channel and all others of its pool."""
         self._enter()
         self.pool.thread = 0
 
-    def receive(self, uint64_t[::1] addrs, uint32_t[::1] lengths):
+    def close(self):
+        """As ``Port.close``, from any thread: waits for a send of another one."""
+        while self.is_used:
+            time.sleep(50e-6)
+        Port.close(self)
+
+    def receive(self, uint64_t[::1] addrs not None, uint32_t[::1] lengths not None):
         """Take received packets, up to the length of the arrays; return how many.
 
         Parameters
@@ -331,8 +342,10 @@ cdef class Channel(Port):
     cdef int _kick(self) except -1:
         """Have the kernel send what is on the TX ring; what cannot be sent now stays there."""
         cdef int error
+        self.is_used = True             # close() by another thread has to wait
         with nogil:
             error = kick_tx(&self.state)
+        self.is_used = False
         if error:
             raise kernel_error(error, "send on", self.name)
         return 0
@@ -351,12 +364,17 @@ cdef class Channel(Port):
 
         Raises
         ------
+        ConfigError
+            If another thread closed the socket.
         KernelError
             If the socket died, for example with its link.
         """
         cdef pollfd waited
         cdef timespec timeout
         cdef int ready, error
+        cdef double left = seconds if seconds >= 0 else float("inf")
+        cdef double watch = WATCH_SECONDS
+        cdef double end = time.monotonic() + left
         self._enter()
         reclaim(&self.state)
         refill(&self.state)
@@ -365,19 +383,30 @@ cdef class Channel(Port):
             self.state.kick_rx(self.state.fd)
         waited.fd = self.state.fd
         waited.events = POLLOUT if to_send else POLLIN
-        timeout.tv_sec = <long>seconds if seconds >= 0 else 0
-        timeout.tv_nsec = <long>((seconds - timeout.tv_sec) * 1e9) if seconds >= 0 else 0
+        timeout.tv_sec = 0
         while True:
+            timeout.tv_nsec = <long>(min(left, watch) * 1e9)
             waited.revents = 0
             with nogil:
-                ready = ppoll(&waited, 1, &timeout if seconds >= 0 else NULL, NULL)
+                ready = ppoll(&waited, 1, &timeout, NULL)
                 error = errno
-            if ready < 0 and error == EINTR:
-                PyErr_CheckSignals()
-                continue
-            if ready < 0:
+            if ready > 0:
+                return True
+            if ready < 0 and error != EINTR:
                 raise kernel_error(error, "wait for", self.name)
-            return ready > 0
+            PyErr_CheckSignals()
+            self._require_alive()
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+
+    cdef int _require_alive(self) except -1:
+        self._require_idle()
+        if not self.dead:
+            self.dead = socket_error(self.state.fd)
+        if self.dead:
+            raise kernel_error(self.dead, "wait for", self.name)
+        return 0
 
     @property
     def free_frames(self):

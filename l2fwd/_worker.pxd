@@ -57,6 +57,7 @@ cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewri
 cdef uint32_t decide_burst(WorkerState* worker, uint32_t place) noexcept nogil
 cdef int kick_tx(PortState* port) noexcept nogil
 cdef int run_worker(WorkerState* worker) noexcept nogil
+cdef int socket_error(int fd) noexcept nogil
 
 
 cdef int kick_port(WorkerState* worker, uint32_t place) noexcept nogil

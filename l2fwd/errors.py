@@ -82,6 +82,7 @@ class KernelError(L2fwdError, OSError):
 
 
 _NAMESPACES: Final = "run as root, or grant CAP_SYS_ADMIN and CAP_NET_ADMIN"
+_LINK_GONE: Final = "the link is gone; close the socket, open one when the link is back"
 _CAPABILITIES: Final = "run as root, or grant CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF"
 
 # (operation, errno) -> what the operator should do.  Source of each pair: the kernel
@@ -107,6 +108,8 @@ _REMEDIES: Final = {
     "size; see l2fwd check",  # xsk_bind, xp_assign_dev
     ("bind", errno.ENODEV): "the link is gone",  # xsk_bind
     ("bind", errno.ENETDOWN): "the link is down; ip link set it up",  # xsk_bind
+    ("wait for", errno.ENETDOWN): _LINK_GONE,  # xsk_notifier
+    ("send on", errno.ENXIO): _LINK_GONE,  # xsk_check_common
     ("load", errno.EPERM): _CAPABILITIES,  # bpf_prog_load
     ("load", errno.EACCES): _CAPABILITIES,  # bpf_prog_load
     ("attach to", errno.EPERM): _CAPABILITIES,  # dev_xdp_attach

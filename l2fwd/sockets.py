@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from l2fwd import bpf
-from l2fwd._socket import Channel
+from l2fwd._socket import WATCH_SECONDS, Channel
 from l2fwd.abi import MIN_TX_SKB_BUDGET
 from l2fwd.batch import Batch
 from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig, choose
@@ -397,8 +397,10 @@ class XdpSocket:
     # asyncio
 
     async def _until(self, *, readable: bool) -> None:
+        """Wait for the fd, or for the time to look whether the socket is still alive."""
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
+        fd = self.fileno()
         add, remove = (
             (loop.add_reader, loop.remove_reader)
             if readable
@@ -409,11 +411,11 @@ class XdpSocket:
             if not ready.done():
                 ready.set_result(None)
 
-        add(self.fileno(), wake)
+        add(fd, wake)
         try:
-            await ready
+            await asyncio.wait((ready,), timeout=WATCH_SECONDS)
         finally:
-            remove(self._bound.handle.fd)
+            remove(fd)
 
     async def read_batch_async(self, most: int = _MAX_BATCH, *, copy: bool = False) -> Batch:
         """As ``read_batch``, and the event loop runs while it waits."""
@@ -453,6 +455,7 @@ class XdpSocket:
         own = {key: value for key, value in counters.items() if key.endswith("_drops")}
         drops = {key: value for key, value in (own | kernel_drops(kernel)).items() if value}
         frames = {"pool": self.umem.pool.free_count, **self.channel.frames()}
+        frames["user"] = self.umem.pool.user_count
         frames["lost"] = self.umem.pool.lost_count
         return SocketStats(
             link=self.link,
@@ -548,13 +551,13 @@ class MultiQueueSocket:
             deadline = now + timeout if deadline is None else deadline
             if found or (timeout >= 0 and now >= deadline):
                 return found
-            self._wait(None if timeout < 0 else deadline - now)
+            self._wait(WATCH_SECONDS if timeout < 0 else min(WATCH_SECONDS, deadline - now))
 
-    def _wait(self, seconds: float | None) -> None:
+    def _wait(self, seconds: float) -> None:
         poll = select.poll()
         for socket in self.sockets:
             poll.register(socket.fileno(), select.POLLIN)
-        poll.poll(None if seconds is None else max(seconds * 1e3, 0.1))
+        poll.poll(max(seconds * 1e3, 0.1))
 
     def read_batch(self, most: int = _MAX_BATCH, timeout: float | None = None) -> Batch:
         """Return packets of all queues in one batch, copied; see ``read_batches`` for none."""
