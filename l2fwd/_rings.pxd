@@ -49,7 +49,7 @@ cdef struct FramePool:              # a stack: the frame used last is the one st
     uint64_t umem_size              # bytes
     uint64_t frame_mask             # ~(frame_size - 1)
     uint8_t* data                   # first byte of the UMEM
-    uint8_t* places                 # FramePlace[frame_count], debug build only
+    uint8_t* places                 # FramePlace[frame_count]; release build: what users hold
     uint64_t lost_frames
 
 

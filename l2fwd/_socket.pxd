@@ -4,11 +4,16 @@ from libc.stdint cimport uint32_t, uint64_t
 from l2fwd._rings cimport Memory, Port
 
 
+cdef class Channel(Port)
+
+
 cdef class Lease:
     cdef Memory memory
     cdef readonly int views
     cdef Py_ssize_t shape[2]
     cdef Py_ssize_t strides[2]
+    cdef Channel channel                # set once only views are left of the batch
+    cdef object addrs
 
 
 cdef class Channel(Port):

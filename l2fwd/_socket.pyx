@@ -29,6 +29,10 @@ import time
 from l2fwd.errors import ConfigError, kernel_error
 
 
+cdef extern from *:
+    int count_trailing_zeros "__builtin_ctzll"(unsigned long long number) noexcept nogil
+
+
 cdef enum:
     REFILL_BURST = 64               # frames lent together; a store to a shared line each
 
@@ -60,6 +64,29 @@ cdef class Lease:
 
     def __releasebuffer__(self, Py_buffer* buffer):
         self.views -= 1
+        if self.views == 0 and self.channel is not None:
+            self.give_back(self.channel, self.addrs)
+
+    def give_back(self, Channel channel not None, addrs):
+        """Recycle the frames of a batch that is gone, once the last view of them is."""
+        if self.views:
+            self.channel, self.addrs = channel, addrs
+        else:
+            self.channel = None
+            channel.recycle_late(addrs)
+
+
+cdef inline uint64_t frame_index(const FramePool* pool, uint64_t addr) noexcept nogil:
+    return addr >> count_trailing_zeros(pool.frame_size)
+
+
+cdef inline bint take_lent(FramePool* pool, uint64_t addr) noexcept nogil:
+    """Tell whether a frame is the caller's, who gives it up: else it would be in two places."""
+    if addr >= pool.umem_size or pool.places[frame_index(pool, addr)] != PLACE_USER:
+        return False
+    if not L2FWD_DEBUG:                 # there frame_move does it, and looks at it
+        pool.places[frame_index(pool, addr)] = PLACE_POOL
+    return True
 
 
 cdef inline void top_up(PortState* port) noexcept nogil:
@@ -76,6 +103,9 @@ cdef class Channel(Port):
     As ``Port``.  All channels of one ``Pool`` must be used by one thread; the first call decides
     which, ``hand_over`` lets another one be the next.
     """
+
+    def __cinit__(self, *arguments, **settings):
+        self.late = []
 
     cdef int _enter(self) except -1:
         """Refuse a second thread: the rings have one producer and one consumer."""
@@ -111,6 +141,7 @@ cdef class Channel(Port):
             Gets its bytes.
         """
         cdef PortState* port = &self.state
+        cdef FramePool* pool = port.pool
         cdef uint32_t first = 0
         cdef uint32_t count = 0
         cdef uint32_t received, i
@@ -120,7 +151,9 @@ cdef class Channel(Port):
         for i in range(received):
             if take_packet(port, rx_slot(&port.rx, first + i), &desc):
                 addrs[count], lengths[count] = desc.addr, desc.len
+                pool.places[frame_index(pool, desc.addr)] = PLACE_USER
                 count += 1
+        self.pool.user_count += count
         self._received(received)
         return count
 
@@ -192,15 +225,29 @@ cdef class Channel(Port):
         port.rx_lent -= count
         top_up(port)
 
-    def recycle(self, const uint64_t[::1] addrs):
-        """Give frames of received packets back.  Callable after ``close``, too."""
+    def recycle(self, const uint64_t[::1] addrs not None):
+        """Give frames of received packets back, but those that ``send_frames`` took.
+
+        Callable after ``close``, too.
+        """
+        cdef FramePool* pool = &self.pool.pool
         cdef Py_ssize_t i
         if self.is_open:
             self._enter()
         for i in range(addrs.shape[0]):
-            pool_give(&self.pool.pool, addrs[i], PLACE_USER)
+            if take_lent(pool, addrs[i]):
+                self.pool.user_count -= 1
+                pool_give(pool, addrs[i], PLACE_USER)
         if self.is_open:
             top_up(&self.state)
+
+    def recycle_late(self, addrs):
+        """As ``recycle``, from any thread: then the one that drives the socket does it."""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if self.is_open and self.pool.thread and self.pool.thread != me:
+            self.late.append(addrs)
+        else:
+            self.recycle(addrs)
 
     def send_bytes(self, packets, Py_ssize_t first=0):
         """Copy packets (bytes, or any buffer of bytes) to the TX ring, from index ``first`` on.
@@ -298,13 +345,15 @@ cdef class Channel(Port):
         Raises
         ------
         ConfigError
-            If a length does not fit its frame; none from it on is sent.
+            If a frame is not the caller's, or a length does not fit it; none from it on is sent.
         """
         cdef PortState* port = &self.state
         cdef FramePool* pool = port.pool
         cdef uint32_t slot = 0
         cdef uint32_t room, i
         cdef uint32_t sent = 0
+        if lengths.shape[0] != addrs.shape[0]:
+            raise ConfigError(f"{addrs.shape[0]} addresses, but {lengths.shape[0]} lengths")
         self._enter()
         reclaim(port)
         room = ring_reserve(&port.tx, <uint32_t>addrs.shape[0], &slot)
@@ -316,6 +365,12 @@ cdef class Channel(Port):
                         f"packet {i} has {lengths[i]} bytes at {addrs[i]}; it must have 14 or "
                         f"more, inside one frame of {pool.frame_size}"
                     )
+                if not take_lent(pool, addrs[i]):
+                    raise ConfigError(
+                        f"the frame at {addrs[i]} is not yours: it was never received, or given "
+                        "back since"
+                    )
+                self.pool.user_count -= 1
                 frame_move(pool, addrs[i], PLACE_USER, PLACE_TX)
                 tx_slot(&port.tx, slot + sent)[0] = xdp_desc(addrs[i], lengths[i], 0)
                 port.counters.tx_bytes += lengths[i]
@@ -376,6 +431,8 @@ cdef class Channel(Port):
         cdef double watch = WATCH_SECONDS
         cdef double end = time.monotonic() + left
         self._enter()
+        while self.late:
+            self.recycle(self.late.pop())
         reclaim(&self.state)
         refill(&self.state)
         if self.state.fill_target and ring_needs_wakeup(&self.state.fill):
@@ -412,6 +469,11 @@ cdef class Channel(Port):
     def free_frames(self):
         """Frames in the pool."""
         return self.state.pool.count
+
+    @property
+    def tx_packets(self):
+        """Frames put on the TX ring, ever."""
+        return self.state.counters.tx_packets
 
     @property
     def sent_out(self):

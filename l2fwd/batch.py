@@ -161,12 +161,15 @@ class Batch:
         if self._channel is None or self._channel.pool is not socket.channel.pool:
             raise ConfigError("send_on needs a socket of the batch's UMEM; write_batch copies")
         self._drop_views()
+        before = socket.channel.tx_packets
         sent = 0
         try:
-            sent = socket.send_frames(self._addrs, self._lengths)
+            socket.send_frames(self._addrs, self._lengths)
         finally:
-            self._is_released = True
+            # Counted, as the call may have failed after it sent some.
+            sent = socket.channel.tx_packets - before
             self._channel.recycle(self._addrs[sent:])
+            self._is_released = True
         return sent
 
     def _drop_views(self) -> None:
@@ -189,9 +192,9 @@ class Batch:
         if self._is_released:
             return
         self._drop_views()
-        self._is_released = True
         if self._channel is not None:
             self._channel.recycle(self._addrs)
+        self._is_released = True
 
     def __enter__(self) -> "Batch":
         self._require()
@@ -207,9 +210,6 @@ class Batch:
             return
 
     def __del__(self) -> None:
-        # What nobody can see any more has no views of its own left.
-        if not self._is_released and self._channel is not None:
+        if not self._is_released and self._channel is not None and self._lease is not None:
             self._window = None
-            if self._lease is not None and not self._lease.views:
-                self._is_released = True
-                self._channel.recycle(self._addrs)
+            self._lease.give_back(self._channel, self._addrs)

@@ -57,7 +57,8 @@ class SocketStats:
         Disjoint reasons; see ``stats.DROP_REASONS``.
     frames : dict of str to int
         How many frames are where: ``pool``, ``fill``, ``kernel_rx``, ``rx``, ``tx``,
-        ``kernel_tx``, ``completion``, ``user``, ``lost``.
+        ``kernel_tx``, ``completion``, ``user`` (batches not released), ``lost``.  ``pool``,
+        ``user`` and ``lost`` are the UMEM's, which sockets may share.
     rx_wakeups, tx_wakeups : int
         System calls.
     """
@@ -355,7 +356,15 @@ class XdpSocket:
         return self._send(len(listed), lambda done: self.channel.send_bytes(listed, done), timeout)
 
     def send_frames(self, addrs: "NDArray[np.uint64]", lengths: "NDArray[np.uint32]") -> int:
-        """Send frames of this UMEM that are yours; see ``Batch.send_on``."""
+        """Send frames of this UMEM that are yours; see ``Batch.send_on``.
+
+        Release their batch then, which gives back only what was not sent.
+
+        Raises
+        ------
+        ConfigError
+            If a frame is not yours, or a length does not fit it; those before it are sent.
+        """
         self._require_open()
 
         def put(done: int) -> int:
@@ -587,7 +596,10 @@ class MultiQueueSocket:
     def stats(self) -> list[SocketStats]:
         """Return the total first, then each queue's."""
         each = [socket.stats() for socket in self.sockets]
-        return [total(each), *each]
+        whole = total(each)
+        if not self.threads:
+            whole.frames.update({place: each[0].frames[place] for place in _PLACES_OF_UMEM})
+        return [whole, *each]
 
     def close(self) -> None:
         """Close all of them."""
@@ -612,6 +624,7 @@ def _umem_for(link: str, queues: int, options: dict[str, Any]) -> Umem:
     return Umem(geometry, options.get("ring_size", DEFAULT_RING_SIZE))
 
 
+_PLACES_OF_UMEM: Final = ("pool", "user", "lost")
 _COUNTERS: Final = (
     "rx_packets", "rx_bytes", "tx_packets", "tx_completed", "tx_bytes", "rx_wakeups", "tx_wakeups",
 )  # fmt: skip

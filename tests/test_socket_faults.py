@@ -97,6 +97,153 @@ def in_thread(use):
 # Batches
 
 
+USES = {
+    "len": len,
+    "bool": bool,
+    "index": lambda batch: batch[0],
+    "iterate": list,
+    "enter": lambda batch: batch.__enter__(),
+    **{
+        name: lambda batch, name=name: getattr(batch, name)
+        for name in ("addr", "length", "timestamp_ns", "window", "row", "column")
+    },
+    "tolist": Batch.tolist,
+    "copy": Batch.copy,
+}
+
+
+def test_a_released_batch_is_refused_whatever_is_asked(xsk, wire):
+    """Z8: never another packet's bytes"""
+    batch = received(xsk, wire, 2)
+    batch.release()
+    batch.release()
+    for use in (*USES.values(), lambda batch: batch.send_on(xsk)):
+        with pytest.raises(ConfigError, match="was released"):
+            use(batch)
+
+
+def test_a_copied_batch_is_refused_after_its_release_too():
+    batch = Batch.of([bytes(60)])
+    batch.release()
+    for use in USES.values():
+        with pytest.raises(ConfigError, match="was released"):
+            use(batch)
+
+
+def test_a_kept_view_never_shows_another_packet(xsk, wire):
+    """Z8: views of every kind hold the frames, however they were made, until the last is gone."""
+    makers = {
+        "packet": lambda batch: batch[0],
+        "part": lambda batch: batch[0][4:8],
+        "row of the window": lambda batch: batch.window[batch.row[0]],
+        "memoryview": lambda batch: memoryview(batch[0]),
+        "reshaped": lambda batch: batch[1].reshape(6, 10).T,
+    }
+    for name, make in makers.items():
+        batch = received(xsk, wire, 2)
+        view = make(batch)
+        before = bytes(view.tobytes())
+        with pytest.raises(BufferError, match="views of the batch are alive"):
+            batch.release()
+        for use in (lambda batch=batch: batch.send_on(xsk), batch.release):
+            with pytest.raises(BufferError):
+                use()
+        for turn in range(10):
+            wire.send(20, first=1000 + 20 * turn)
+            time.sleep(0.005)
+            while xsk.read_batch(copy=True, timeout=0.01):
+                pass
+        assert view.tobytes() == before, name
+        del view
+        batch.release()
+        assert held(xsk) == 0
+
+
+def test_what_is_written_to_a_view_is_in_this_packet_only(xsk, wire):
+    """Z8"""
+    with received(xsk, wire, 3) as batch:
+        batch[1][:] = 0xEE
+        packets = batch.tolist()
+    assert packets == [wire.frame(0), b"\xee" * 60, wire.frame(2)]
+
+
+def test_views_that_outlive_their_batch_hold_its_frames_until_they_are_gone(xsk, wire):
+    views = list(received(xsk, wire, 3))
+    gc.collect()
+    assert [view.tobytes() for view in views] == [wire.frame(i) for i in range(3)]
+    assert held(xsk) == 3
+    del views[:2]
+    assert held(xsk) == 3
+    del views
+    assert held(xsk) == 0
+
+
+def test_a_loop_over_a_batch_that_has_no_name_loses_nothing(xsk, wire):
+    wire.send(3)
+    time.sleep(0.1)
+    for packet in xsk.read_batch():  # noqa: B007
+        pass
+    assert held(xsk) == 3
+    packet = None  # noqa: F841
+    assert held(xsk) == 0
+
+
+def test_views_alive_at_close_stay_what_they_are(inside, wire):
+    """Z8"""
+    xsk = XdpSocket("f0", **SMALL)
+    batch = received(xsk, wire, 2)
+    view, window = batch[1], batch.window
+    xsk.close()
+    wire.send(50, first=9)
+    assert view.tobytes() == wire.frame(1)
+    assert window[batch.row[0], batch.column[0] + 17] == 0
+    with pytest.raises(BufferError):
+        batch.release()
+    del view, window
+    batch.release()
+
+
+def test_a_batch_released_in_another_thread_stays_with_its_owner(xsk, wire):
+    batch = received(xsk, wire, 2)
+    for use in (batch.release, lambda: batch.send_on(xsk)):
+        assert "is used by another thread" in str(in_thread(use))
+    assert held(xsk) == 2
+    assert batch.tolist() == [wire.frame(0), wire.frame(1)]
+    batch.release()
+
+
+def test_a_batch_dropped_in_another_thread_gives_its_frames_back_at_the_next_wait(xsk, wire):
+    box = [received(xsk, wire, 2)]
+    assert in_thread(box.clear) is None
+    xsk.read_batch(timeout=0)
+    assert held(xsk) == 0
+
+
+def test_a_batch_with_a_wrong_length_is_sent_on_up_to_there(xsk, wire):
+    """No frame is in two places: what was sent is the kernel's, the rest goes back."""
+    batch = received(xsk, wire, 4)
+    batch.length[2] = 3000
+    with pytest.raises(ConfigError, match="packet 2 has 3000 bytes"):
+        batch.send_on(xsk)
+    assert wire.receive(2, end=wire.gen) == [wire.frame(0), wire.frame(1)]
+    xsk.flush()
+    assert xsk.stats().tx_completed == 2
+    with pytest.raises(ConfigError, match="was released"):
+        len(batch)
+
+
+def test_a_batch_is_not_sent_on_a_socket_that_is_closed(xsk, wire):
+    other = XdpSocket("f1", umem=xsk.umem, frames=32)
+    batch = received(xsk, wire, 2)
+    other.close()
+    with pytest.raises(ConfigError, match="is closed"):
+        batch.send_on(other)
+    # Its fill ring's frames went with it, and are told.
+    assert xsk.stats().frames["lost"] == 32
+    assert xsk.stats().frames["user"] == 0
+    xsk.close()
+
+
 # Closed, another thread, another process
 
 
