@@ -189,7 +189,7 @@ cdef class Channel(Port):
             self._received(1)
         return packet
 
-    def receive_into(self, unsigned char[::1] buffer):
+    def receive_into(self, unsigned char[::1] buffer not None):
         """Copy the next packet into ``buffer``; return its length, -1 if there is none.
 
         Raises
@@ -302,8 +302,8 @@ cdef class Channel(Port):
         self._submit(1)
         return True
 
-    def send_rows(self, const unsigned char[:, :] rows, const uint32_t[::1] lengths,
-                  Py_ssize_t first=0):
+    def send_rows(self, const unsigned char[:, :] rows not None,
+                  const uint32_t[::1] lengths not None, Py_ssize_t first=0):
         """Copy packets, one per row, to the TX ring; as ``send_bytes``."""
         cdef PortState* port = &self.state
         cdef FramePool* pool = port.pool
@@ -337,7 +337,8 @@ cdef class Channel(Port):
             self._submit(sent)
         return sent
 
-    def send_frames(self, const uint64_t[::1] addrs, const uint32_t[::1] lengths):
+    def send_frames(self, const uint64_t[::1] addrs not None,
+                    const uint32_t[::1] lengths not None):
         """Move frames of received packets to the TX ring; return how many found room.
 
         They must be of this channel's pool, and the caller's: then they are the kernel's.

@@ -124,7 +124,7 @@ class Batch:
         """Return a view of one packet: uint8, shape (length,), no copy."""
         self._require()
         addr, length = int(self._addrs[index]), int(self._lengths[index])
-        row, column = divmod(addr, self._frame_size)
+        row, column = divmod(addr, max(self._frame_size, 1))
         packet: NDArray[np.uint8] = self.window[row, column : column + length]
         return packet
 

@@ -5,6 +5,8 @@ The GIL is released in every wait and system call.  ``close`` may come from any 
 """
 
 import asyncio
+import operator
+import os
 import select
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -148,6 +150,7 @@ class XdpSocket:
         program: str = "",
         xsks_map: str = "",
     ) -> None:
+        frames, queue = operator.index(frames), operator.index(queue)
         if not 0 <= poll_timeout < 1e6:
             raise ConfigError(f"poll_timeout must be in [0, 1000000) seconds, got {poll_timeout}")
         if program and xsks_map:
@@ -291,6 +294,7 @@ class XdpSocket:
         self._require_open()
         if most < 1:
             raise ConfigError(f"a batch takes at least 1 packet, got {most}")
+        most = min(most, self.umem.config.frame_count)
         addrs, lengths = np.empty(most, np.uint64), np.empty(most, np.uint32)
         while True:
             count = self.channel.receive(addrs, lengths)
@@ -576,18 +580,28 @@ class MultiQueueSocket:
                 packets += batch.tolist()
         return Batch.of(packets, time.time_ns())
 
-    def write_batch(self, packets: Sequence[Packet], timeout: float | None = None) -> int:
+    def write_batch(
+        self,
+        packets: "Sequence[Packet] | NDArray[np.uint8] | Batch",
+        lengths: "NDArray[np.uint32] | None" = None,
+        *,
+        timeout: float | None = None,
+    ) -> int:
         """Send packets, spread over the queues; return how many were sent, the first ones.
 
-        The queues take turns of a share each, and keep their order within a share.
+        The queues take turns of a share each, and keep their order within a share.  See
+        ``XdpSocket.write_batch``.
         """
+        if isinstance(packets, Batch):
+            packets = packets.tolist()
         share = -(-len(packets) // len(self.sockets))
         done = 0
         while done < len(packets):
             socket = self.sockets[self._next]
             self._next = (self._next + 1) % len(self.sockets)
             part = packets[done : done + share]
-            sent = socket.write_batch(part, timeout=timeout)
+            sizes = None if lengths is None else lengths[done : done + share]
+            sent = socket.write_batch(part, sizes, timeout=timeout)
             done += sent
             if sent < len(part):
                 break
@@ -639,10 +653,13 @@ def _rows(
         )
     if lengths is None:
         lengths = np.full(len(packets), packets.shape[1], np.uint32)
-    sizes = np.ascontiguousarray(lengths, np.uint32)
+    sizes = np.asarray(lengths)
     if sizes.shape != (len(packets),):
         raise ConfigError(f"lengths must have shape ({len(packets)},), got {sizes.shape}")
-    return packets, sizes
+    if sizes.dtype.kind not in "iu":
+        raise ConfigError(f"lengths must be integers, got {sizes.dtype}")
+    # As uint32 what is out of range could become a length.
+    return packets, sizes.clip(0, 0xFFFFFFFF).astype(np.uint32)
 
 
 def total(stats: Iterable[SocketStats]) -> SocketStats:

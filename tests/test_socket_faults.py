@@ -94,6 +94,101 @@ def in_thread(use):
 # What is read into, and written
 
 
+NO_BUFFERS = [
+    (bytes(100), BufferError),
+    (None, TypeError),
+    ("x" * 100, TypeError),
+    (np.zeros(100, np.int16), ValueError),
+    (np.zeros((10, 10), np.uint8), ValueError),
+    (np.zeros(200, np.uint8)[::2], ValueError),
+    (bytearray(), ConfigError),
+]
+
+
+def test_a_buffer_that_cannot_take_the_packet_leaves_it_the_next_one(xsk, wire):
+    (sent,) = wire.send(1)
+    time.sleep(0.05)
+    for buffer, error in NO_BUFFERS:
+        with pytest.raises(error):
+            xsk.read_into(buffer)
+    assert xsk.read() == sent
+
+
+def test_a_batch_has_one_packet_at_least_and_all_of_the_umem_at_most(xsk, wire):
+    for most in (0, -1):
+        with pytest.raises(ConfigError, match=f"at least 1 packet, got {most}"):
+            xsk.read_batch(most)
+    wire.send(3)
+    time.sleep(0.1)
+    assert len(xsk.read_batch(1 << 60, copy=True)) == 3
+
+
+def test_a_packet_too_short_or_too_long_is_refused(xsk):
+    for length in (0, 1, 13, 2049, 65536):
+        packet = bytes(length)
+        rows = np.zeros((1, length), np.uint8)
+        for write, what in (
+            (xsk.write, packet),
+            (xsk.write_batch, [packet]),
+            (xsk.write_batch, rows),
+        ):
+            with pytest.raises(ConfigError, match=f"has {length} bytes; it must have 14 to 2048"):
+                write(what)
+
+
+NO_PACKETS = [
+    (None, TypeError),
+    (bytes(60), TypeError),
+    (["x" * 60], TypeError),
+    ([None], TypeError),
+    ((bytes(60) for _ in range(2)), TypeError),
+    ([np.zeros(120, np.uint8)[::2]], ValueError),
+    (np.zeros((2, 60)), ConfigError),
+    (np.zeros((2, 60), np.uint16), ConfigError),
+    (np.zeros((2, 3, 60), np.uint8), ConfigError),
+    (np.zeros(60, np.uint8), ConfigError),
+]
+
+
+def test_what_is_no_packets_is_refused(xsk):
+    for packets, error in NO_PACKETS:
+        with pytest.raises(error):
+            xsk.write_batch(packets)
+    assert xsk.stats().tx_packets == 0
+
+
+NO_LENGTHS = [
+    np.array([60.7, 60.2]),
+    np.array([60, 60 - 2**32]),
+    np.array([60, 60 + 2**32]),
+    np.array([[60, 60]]),
+    ["60", "60"],
+    [60, 61],
+    [60, -60],
+]
+
+
+def test_lengths_that_are_none_are_refused_and_never_wrap(xsk):
+    for lengths in NO_LENGTHS:
+        with pytest.raises(ConfigError):
+            xsk.write_batch(np.zeros((2, 60), np.uint8), lengths)
+    assert xsk.stats().tx_bytes % 60 == 0  # of those before the wrong one
+
+
+@pytest.mark.parametrize("kind", ["every second column", "fortran", "backwards", "one for all"])
+def test_rows_that_are_not_contiguous_are_sent_as_they_are(inside, wire, kind):
+    rows = np.stack([np.frombuffer(wire.frame(i, 64), np.uint8) for i in range(8)])
+    rows = {
+        "every second column": np.repeat(rows, 2, axis=1)[:, ::2],
+        "fortran": np.asfortranarray(rows),
+        "backwards": np.ascontiguousarray(rows[::-1, ::-1])[::-1, ::-1],
+        "one for all": np.broadcast_to(rows[0], rows.shape),
+    }[kind]
+    with XdpSocket("f1", **SMALL) as xsk:
+        assert xsk.write_batch(rows) == 8
+        assert wire.receive(8) == [row.tobytes() for row in rows]
+
+
 # Batches
 
 
@@ -386,6 +481,33 @@ def test_another_program_on_the_link_stays(inside, put_foreign_program):
 
 
 # Settings that do not fit one another
+
+
+NO_SETTINGS = [
+    ({"frames": 1.5}, TypeError),
+    ({"frames": 1 << 40}, ConfigError),
+    ({"frames": -1}, ConfigError),
+    ({"queue": "0"}, TypeError),
+    ({"queue": -1}, ConfigError),
+    ({"headroom": -1}, ConfigError),
+    ({"headroom": 1000}, ConfigError),
+    ({"headroom": 2000}, ConfigError),
+    ({"poll_timeout": float("nan")}, ConfigError),
+    ({"poll_timeout": float("inf")}, ConfigError),
+    ({"link": ""}, ConfigError),
+    ({"link": "a" * 16}, ConfigError),
+    ({"mode": None}, ConfigError),
+    ({"bind": ""}, ConfigError),
+    ({"mode": "offload"}, (KernelError, UnsupportedError)),
+    ({"bind": "zero-copy"}, KernelError),
+]
+
+
+def test_a_setting_that_cannot_be_leaves_nothing(inside):
+    for settings, error in NO_SETTINGS:
+        with pytest.raises(error):
+            XdpSocket(**{"link": "f0", **SMALL} | settings)
+        assert link.find_link("f0").xdp_mode == "none"
 
 
 # Programs and maps
