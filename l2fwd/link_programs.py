@@ -89,6 +89,16 @@ class LinkProgram:
         shared.program.close()
 
 
+def forget_programs() -> None:
+    """In a forked child: close its copies of the descriptors; the programs are the parent's."""
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it
+    for shared in _attached.values():
+        shared.attachment.detach()
+        shared.program.close()
+    _attached.clear()
+
+
 def _attach(link: Link, mode: AttachMode, path: str) -> _Shared:
     sizes = {"sockets": max(link.rx_queue_count, 1)}
     if path:

@@ -9,6 +9,8 @@ import operator
 import os
 import select
 import time
+import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from l2fwd.batch import Batch
 from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig, choose
 from l2fwd.errors import ConfigError, KernelError
 from l2fwd.link import find_link
-from l2fwd.link_programs import LinkProgram
+from l2fwd.link_programs import LinkProgram, forget_programs
 from l2fwd.stats import kernel_drops
 from l2fwd.xsk import BoundSocket, Umem
 
@@ -79,6 +81,9 @@ class SocketStats:
     tx_wakeups: int
 
 
+_open_sockets: "weakref.WeakSet[XdpSocket]" = weakref.WeakSet()
+
+
 class XdpSocket:
     """An AF_XDP socket on one queue of a link, full duplex.  A context manager.
 
@@ -130,6 +135,8 @@ class XdpSocket:
     ...         print(len(packet))
     """
 
+    closed = True
+
     def __init__(
         self,
         link: str,
@@ -168,7 +175,6 @@ class XdpSocket:
         self.queue = queue
         self.block = block
         self.poll_timeout = poll_timeout
-        self.closed = True
         found = find_link(link)
         if not 0 <= queue < max(found.rx_queue_count, 1):
             raise ConfigError(
@@ -198,6 +204,21 @@ class XdpSocket:
                 undo.callback(self._stop_receiving)
             self._undo = undo.pop_all()
         self.closed = False
+        _open_sockets.add(self)
+
+    def _check_frames(self, frames: int, frame_size: int, headroom: int) -> None:
+        """Refuse a share of the UMEM that leaves none to send with, or another geometry."""
+        config, free = self.umem.config, self.umem.pool.free_count
+        if frames >= free:
+            raise ConfigError(
+                f"frames must be below {free}, what is left of the UMEM, or nothing can be sent, "
+                f"got {frames}; open its first socket with more"
+            )
+        if (frame_size, headroom) not in ((2048, 0), (config.frame_size, config.headroom)):
+            raise ConfigError(
+                f"frame_size and headroom are the UMEM's, {config.frame_size} and "
+                f"{config.headroom}, got {frame_size} and {headroom}"
+            )
 
     def _receive_on(self, xsks_map: str) -> None:
         fd = self._bound.handle.fd
@@ -496,11 +517,34 @@ class XdpSocket:
             pass  # another thread's, or its link is gone: what is out is lost with it
         self._undo.close()
 
+    def _forget(self) -> None:
+        """In a forked child: close its copies of the descriptors, and touch nothing shared."""
+        self.closed = True
+        self._undo.pop_all()
+        self.channel.close()
+        self._bound.handle.close()
+        self.umem.close_unused()
+
+    def __del__(self) -> None:
+        if not self.closed:
+            warnings.warn(f"{self.link} queue {self.queue} was not closed", ResourceWarning, 1)
+            self.close()
+
     def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _forget_sockets() -> None:
+    """Leave all sockets to the parent: one process drives them, and ends them when it ends."""
+    for each in list(_open_sockets):
+        each._forget()
+    forget_programs()
+
+
+os.register_at_fork(after_in_child=_forget_sockets)
 
 
 class MultiQueueSocket:

@@ -92,6 +92,11 @@ class Umem:
         """Unregister from the kernel.  Close the sockets first."""
         self.handle.close()
 
+    def close_unused(self) -> None:
+        """As ``close``, once the last socket was closed: none can be bound again."""
+        if self.handle.socket_count == 0:
+            self.close()
+
 
 class BoundSocket:
     """An AF_XDP socket on one (link, queue).

@@ -405,6 +405,41 @@ def test_closing_while_another_thread_sends_does_no_harm(inside):
         timer.join()
 
 
+def test_a_child_has_no_socket_and_takes_none_from_its_parent(xsk, wire):
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = b"?"
+        try:
+            try:
+                xsk.read(timeout=0)
+            except ConfigError as error:
+                said = str(error).encode()
+            xsk.close()
+            ours = [
+                os.readlink(f"/proc/self/fd/{fd}")
+                for fd in os.listdir("/proc/self/fd")
+                if int(fd) > 2 and os.path.lexists(f"/proc/self/fd/{fd}")
+            ]
+            said += b"; bpf" if any("bpf" in name for name in ours) else b""
+        finally:
+            os.write(write_end, said)
+            os._exit(0)
+    os.close(write_end)
+    os.waitpid(child, 0)
+    with os.fdopen(read_end, "rb") as told:
+        assert told.read() == b"f0 queue 0 is closed"
+    (sent,) = wire.send(1)
+    assert xsk.read(timeout=1) == sent
+
+
+def test_a_socket_that_nobody_holds_is_closed_and_it_is_told(inside):
+    xsk = XdpSocket("f0", **SMALL)
+    del xsk
+    with pytest.warns(ResourceWarning, match="f0 queue 0 was not closed"):
+        gc.collect()
+
+
 def test_an_interrupt_ends_a_read_that_waits_and_the_socket_goes_on(xsk, wire):
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
