@@ -623,6 +623,7 @@ cdef class UmemHandle:
     cdef readonly uint32_t ring_size
     cdef bint has_socket
     cdef readonly int socket_count
+    cdef set bound                      # (ifname, queue id) of the sockets
 
     def __cinit__(self, Memory memory not None, uint32_t ring_size, uint32_t headroom):
         cdef xsk_umem_config config
@@ -638,6 +639,7 @@ cdef class UmemHandle:
                                f"{memory.frame_size} bytes")
         self.memory = memory
         self.ring_size = ring_size
+        self.bound = set()
 
     def __dealloc__(self):
         xsk_umem__delete(self.umem)
@@ -680,6 +682,7 @@ cdef class SocketHandle:
     cdef readonly UmemHandle umem
     cdef readonly int fd
     cdef bint is_first
+    cdef tuple place
 
     def __cinit__(self, UmemHandle umem not None, str ifname, uint32_t queue_id,
                   unsigned short bind_flags):
@@ -688,6 +691,9 @@ cdef class SocketHandle:
         if umem.has_socket and umem.socket_count == 0:
             # The UMEM's own descriptor was that of its first socket, and is bound for good.
             raise ConfigError("all sockets of this UMEM were closed; make a new one")
+        # libxdp would share the rings of such a pair, and has none to give to the second.
+        if (ifname, queue_id) in umem.bound:
+            raise ConfigError(f"{ifname} queue {queue_id} has a socket of this UMEM already")
         memset(&config, 0, sizeof(config))
         config.rx_size = config.tx_size = umem.ring_size
         config.libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD
@@ -705,6 +711,8 @@ cdef class SocketHandle:
         umem.has_socket = True
         umem.socket_count += 1
         self.umem = umem
+        self.place = (ifname, queue_id)
+        umem.bound.add(self.place)
         self.fd = xsk_socket__fd(self.socket)
 
     def __dealloc__(self):
@@ -743,3 +751,4 @@ cdef class SocketHandle:
         self.socket = NULL
         self.fd = -1
         self.umem.socket_count -= 1
+        self.umem.bound.discard(self.place)

@@ -164,6 +164,8 @@ class XdpSocket:
             raise ConfigError("program and xsks_map exclude each other: name one")
         if frames < 1:
             raise ConfigError(f"frames must be at least 1, got {frames}")
+        if umem is not None:
+            ring_size = umem.handle.ring_size
         settings = SocketConfig(
             ring_size=ring_size,
             bind_mode=choose(BindMode, bind, "bind"),
@@ -181,25 +183,28 @@ class XdpSocket:
                 f"queue must be in [0, {found.rx_queue_count}) of {link}, got {queue}"
             )
         with ExitStack() as undo:
-            self._owns_umem = umem is None
+            owns_umem = umem is None
             if umem is None:
                 geometry = UmemConfig(
                     frame_count=max(4, 2 * frames), frame_size=frame_size, headroom=headroom,
                     huge_pages=huge_pages,
                 )  # fmt: skip
-                geometry.check_mtu(link, found.mtu)
                 umem = Umem(geometry, ring_size)
-                undo.callback(umem.close)
+                undo.callback(umem.close_unused)
             self.umem = umem
+            umem.config.check_mtu(link, found.mtu)
+            self._check_frames(min(frames, ring_size) if receive else 0, frame_size, headroom)
             self._program = None if xsks_map else LinkProgram(found, attach_mode, program)
             if self._program:
                 undo.callback(self._program.close)
             self.notes = [] if self._program is None else list(self._program.notes)
             self._bound = BoundSocket(umem, link, queue, settings, make_port=Channel)
+            if not owns_umem:
+                undo.callback(umem.close_unused)
             undo.callback(self._bound.close)
             self.channel: Channel = self._bound.port  # type: ignore[assignment]
             if receive:
-                self.channel.refill(min(frames, ring_size, umem.pool.free_count))
+                self.channel.refill(min(frames, ring_size))
                 self._receive_on(xsks_map)
                 undo.callback(self._stop_receiving)
             self._undo = undo.pop_all()

@@ -518,6 +518,45 @@ def test_another_program_on_the_link_stays(inside, put_foreign_program):
 # Settings that do not fit one another
 
 
+def test_a_second_socket_takes_the_ring_size_of_the_umem(inside, wire):
+    with (
+        XdpSocket("f0", frames=256, ring_size=64) as left,
+        XdpSocket("f1", frames=64, umem=left.umem) as right,
+    ):
+        assert right.stats().frames["fill"] == 64
+        assert right.write_batch([wire.frame(i) for i in range(200)]) == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"frames": 64}, "frames must be below 64, what is left of the UMEM"),
+        ({"frames": 8, "frame_size": 4096}, "frame_size and headroom are the UMEM's, 2048 and 0"),
+        ({"frames": 8, "headroom": 64}, "frame_size and headroom are the UMEM's, 2048 and 0"),
+        ({"frames": 8, "queue": 1}, r"queue must be in \[0, 1\)"),
+    ],
+)
+def test_a_second_socket_that_does_not_fit_the_umem_is_refused(xsk, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        XdpSocket("f1", umem=xsk.umem, **settings)
+    assert held(xsk) == 0
+
+
+def test_a_second_link_whose_packets_do_not_fit_the_umem_is_refused(xsk):
+    link.set_mtu("f1", 3000)
+    with pytest.raises(ConfigError, match="f1: MTU 3000 needs 3018 bytes"):
+        XdpSocket("f1", umem=xsk.umem, frames=8)
+
+
+def test_the_first_socket_of_a_umem_may_be_closed_first(inside, wire):
+    left = XdpSocket("f0", **SMALL)
+    right = XdpSocket("f1", umem=left.umem, frames=32)
+    left.close()
+    right.write(wire.frame(7))
+    assert wire.receive(1) == [wire.frame(7)]
+    right.close()
+
+
 NO_SETTINGS = [
     ({"frames": 1.5}, TypeError),
     ({"frames": 1 << 40}, ConfigError),
