@@ -10,9 +10,10 @@ from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.string cimport memset
 
 from l2fwd._libxdp cimport (
-    BPF_LINK_TYPE_XDP, BPF_XDP, XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, bpf_link_create,
-    bpf_link_create_opts, bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id,
-    bpf_link_info, bpf_map, bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd,
+    BPF_LINK_TYPE_XDP, BPF_MAP_TYPE_XSKMAP, BPF_XDP, LIBBPF_ERRNO__LIBELF,
+    XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, bpf_link_create, bpf_link_create_opts,
+    bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id, bpf_link_info, bpf_map,
+    bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd,
     bpf_map__set_ifindex, bpf_map__set_max_entries, bpf_map__value_size, bpf_map_delete_elem,
     bpf_map_get_fd_by_id, bpf_map_info, bpf_map_lookup_batch, bpf_map_lookup_elem,
     bpf_map_update_batch, bpf_map_update_elem, bpf_obj_get, bpf_obj_get_info_by_fd, bpf_obj_pin,
@@ -165,6 +166,8 @@ cdef class BpfObject:
         cdef int error
         self.name = program
         self.object = bpf_object__open_file(path.encode(), NULL)
+        if self.object == NULL and errno >= LIBBPF_ERRNO__LIBELF:
+            raise ConfigError(f"{path} is no BPF object; compile it with clang -g -target bpf")
         if self.object == NULL:
             raise kernel_error(errno, "open BPF object", path)
         if program:
@@ -247,8 +250,7 @@ cdef class BpfObject:
 
     def set_socket(self, str map_name, uint32_t key, int fd):
         """Put socket ``fd`` at ``key`` of an XSKMAP."""
-        if bpf_map_update_elem(self.map_fd(map_name), &key, &fd, 0) < 0:
-            raise kernel_error(errno, "update map", f"{map_name}[{key}]")
+        put_socket(self.map_fd(map_name), key, fd, map_name)
 
     def update(self, str map_name, const unsigned char[:] keys, const unsigned char[:] values):
         """Set many keys: both arrays hold one after the other, as wide as the map has them."""
@@ -442,14 +444,27 @@ def synchronize():
         raise kernel_error(errno, "synchronize with", "running programs")
 
 
+cdef int put_socket(int map_fd, uint32_t key, int fd, str name) except -1:
+    """Put a socket into an XSKMAP; a map of another type would take the number, and succeed."""
+    cdef bpf_map_info info
+    cdef uint32_t length = sizeof(info)
+    memset(&info, 0, sizeof(info))
+    if (not os.readlink(f"/proc/self/fd/{map_fd}").endswith("bpf-map")
+            or bpf_obj_get_info_by_fd(map_fd, &info, &length) < 0
+            or info.type != BPF_MAP_TYPE_XSKMAP):
+        raise ConfigError(f"{name} is no XSKMAP, which takes AF_XDP sockets")
+    if bpf_map_update_elem(map_fd, &key, &fd, 0) < 0:
+        raise kernel_error(errno, "update map", f"{name}[{key}]")
+    return 0
+
+
 def set_pinned_socket(str path, uint32_t key, int fd):
     """Put socket ``fd`` at ``key`` of the XSKMAP pinned at ``path``."""
     cdef int map_fd = bpf_obj_get(path.encode())
     if map_fd < 0:
         raise kernel_error(-map_fd, "open map", path)
     try:
-        if bpf_map_update_elem(map_fd, &key, &fd, 0) < 0:
-            raise kernel_error(errno, "update map", f"{path}[{key}]")
+        put_socket(map_fd, key, fd, path)
     finally:
         os.close(map_fd)
 

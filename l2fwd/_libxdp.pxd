@@ -28,7 +28,11 @@ cdef extern from "bpf/bpf.h" nogil:
         uint32_t nr_map_ids
         uint64_t map_ids            # address of uint32_t[nr_map_ids]
 
+    enum:
+        BPF_MAP_TYPE_XSKMAP
+
     struct bpf_map_info:
+        uint32_t type
         char name[16]
         uint32_t key_size
         uint32_t value_size
@@ -70,6 +74,9 @@ cdef extern from "bpf/bpf.h" nogil:
 
 
 cdef extern from "bpf/libbpf.h" nogil:
+    enum:
+        LIBBPF_ERRNO__LIBELF        # the first of libbpf's own error numbers
+
     struct bpf_object:
         pass
     struct bpf_program:

@@ -264,7 +264,9 @@ def set_pinned_socket(path: str, queue_id: int, fd: int) -> None:
     Raises
     ------
     KernelError
-        ENOENT, EACCES; EINVAL if it is no XSKMAP.
+        ENOENT, EACCES; E2BIG if it has no slot for the queue.
+    ConfigError
+        If it is no XSKMAP.
     """
     _bpf.set_pinned_socket(path, queue_id, fd)
 

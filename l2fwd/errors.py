@@ -112,6 +112,10 @@ _REMEDIES: Final = {
     ("send on", errno.ENXIO): _LINK_GONE,  # xsk_check_common
     ("load", errno.EPERM): _CAPABILITIES,  # bpf_prog_load
     ("load", errno.EACCES): _CAPABILITIES,  # bpf_prog_load
+    ("find map", errno.ENOENT): "a program for sockets has an XSKMAP of that name",
+    ("open map", errno.ENOENT): "nothing is pinned there; see bpftool map pin",  # bpf_obj_get
+    ("update map", errno.E2BIG): "the map has no slot for this queue; raise its "
+    "max_entries",  # xsk_map_update_elem
     ("attach to", errno.EPERM): _CAPABILITIES,  # dev_xdp_attach
     ("attach to", errno.EBUSY): "another XDP program is attached; detach it first, or share "
     "the link with --chain",  # dev_xdp_attach

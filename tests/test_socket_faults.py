@@ -585,3 +585,58 @@ def test_a_setting_that_cannot_be_leaves_nothing(inside):
 
 
 # Programs and maps
+
+
+def test_a_program_without_the_map_is_named(inside):
+    path = os.path.join(os.path.dirname(bpf_module.__file__), "bpf_objects", "lab_drop.o")
+    with pytest.raises(KernelError, match="has an XSKMAP of that name") as caught:
+        XdpSocket("f0", program=path, **SMALL)
+    assert caught.value.errno == errno.ENOENT
+    with pytest.raises(KernelError, match="find program nobody"):
+        XdpSocket("f0", program=f"{path}:nobody", **SMALL)
+
+
+def test_a_file_that_is_no_program_is_named(inside, tmp_path):
+    path = tmp_path / "program.o"
+    for content in (b"", b"hello", b"\x7fELF" + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises((ConfigError, KernelError), match=str(path)):
+            XdpSocket("f0", program=str(path), **SMALL)
+
+
+@pytest.fixture
+def pin_map():
+    """Pin maps of bpftool's making; they are gone after the test."""
+    made = []
+
+    def pin(kind, entries=4):
+        path = f"/sys/fs/bpf/l2fwd-test-{uuid4().hex[:8]}"
+        subprocess.run(
+            ["bpftool", "map", "create", path, "type", kind, "key", "4", "value", "4",
+             "entries", str(entries), "name", "test"],
+            check=True,
+        )  # fmt: skip
+        made.append(path)
+        return path
+
+    yield pin
+    for path in made:
+        os.unlink(path)
+
+
+def test_a_pinned_map_takes_the_socket_if_it_is_an_xskmap(inside, pin_map):
+    with XdpSocket("f0", xsks_map=pin_map("xskmap"), **SMALL) as xsk:
+        assert xsk.attach_mode == "pinned"
+    for kind in ("array", "hash", "devmap"):
+        with pytest.raises(ConfigError, match="is no XSKMAP"):
+            XdpSocket("f0", xsks_map=pin_map(kind), **SMALL)
+
+
+def test_a_pinned_map_that_is_too_small_or_not_there_is_named(make_bed, pin_map):
+    with link.in_netns(make_bed(queues=2).fwd):
+        with pytest.raises(KernelError, match="raise its max_entries") as caught:
+            XdpSocket("f0", 1, xsks_map=pin_map("xskmap", 1), **SMALL)
+        assert caught.value.errno == errno.E2BIG
+        with pytest.raises(KernelError, match="nothing is pinned there") as caught:
+            XdpSocket("f0", xsks_map="/sys/fs/bpf/nobody", **SMALL)
+        assert caught.value.errno == errno.ENOENT
