@@ -1,7 +1,8 @@
 """AF_XDP sockets for Python: open by link name, read and write packets, one or whole batches.
 
 One thread drives a socket, and all sockets of one UMEM: the first call decides which thread.
-The GIL is released in every wait and system call.  ``close`` may come from any thread.
+The GIL is released in every wait and system call.  ``close`` may come from any thread.  A forked
+child has none of its parent's sockets: they are closed there.
 """
 
 import asyncio
@@ -92,7 +93,8 @@ class XdpSocket:
     link : str
     queue : int
     frames : int
-        Packets that can be on their way in, and as many out.
+        Packets that can be on their way in, and as many out.  With ``umem``: in, and some of what
+        the first socket left must remain for those out.
     ring_size : int
         Slots of each of the four rings, a power of two.
     mode : str
@@ -106,8 +108,8 @@ class XdpSocket:
     receive : bool
         False: what arrives goes to the host; the socket only sends.
     umem : Umem, optional
-        Of another socket, ``socket.umem``: both share packet memory and thread, and packets can be
-        sent on without a copy.
+        Of another socket, ``socket.umem``: both share packet memory, ring size and thread, and
+        packets can be sent on without a copy.  It ends with the last of them.
     frame_size, headroom : int
         Bytes of a frame (2048 or 4096), and of what is kept free before each packet received.
     huge_pages, need_wakeup : bool
@@ -126,7 +128,7 @@ class XdpSocket:
     ConfigError
         If a setting, or two together, cannot be.
     KernelError, UnsupportedError
-        With the errno, and a remedy.
+        With the errno, and a remedy; later, too, once the link is gone.
 
     Examples
     --------
