@@ -18,6 +18,7 @@ VERBS: Final = {
     "rules": "test: which rule takes a frame, and why; check: read and count rules",
     "flows": "what a running hybrid engine has learned",
     "lab": "a veth test bed in namespaces: up, down, demo",
+    "dump": "print what arrives on a link, or write it to a capture file",
     "check": "what this host and its links can do, and what mends the rest",
     "unload": "detach what a killed or pinned engine left on a link",
 }

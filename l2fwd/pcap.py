@@ -1,11 +1,11 @@
-"""Frames out of a capture file, pcap or pcapng; times, names and options are stepped over.
+"""Capture files, pcap and pcapng: frames out of one, and packets into one, with times in ns.
 
 Sources: draft-ietf-opsawg-pcap, draft-ietf-opsawg-pcapng.
 """
 
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, Final
+from typing import IO, BinaryIO, Final
 
 from l2fwd.errors import ConfigError
 
@@ -16,6 +16,9 @@ _PCAPNG_MAGIC: Final = b"\x0a\x0d\x0d\x0a"  # begins a section, in both byte ord
 _BYTE_ORDER_MAGIC: Final = 0x1A2B3C4D
 _INTERFACE, _SIMPLE_PACKET, _PACKET = 1, 3, 6  # types of blocks
 _ETHERNET: Final = 1  # the link type
+_IF_NAME, _IF_TSRESOL, _EPB_QUEUE = 2, 9, 6  # options of an interface, of a packet
+FORMATS: Final = ("pcap", "pcapng")
+MAX_SNAPLEN: Final = 262144  # bytes; libpcap takes no more
 
 
 def read_capture(path: str) -> Iterator[tuple[bytes, int]]:
@@ -100,3 +103,72 @@ def _block(
         link_type, kept = interfaces[0]
         _check_link_type(link_type)
         yield struct.unpack_from(f"{min(on_wire, kept)}s", body, 4)[0], on_wire
+
+
+class CaptureWriter:
+    """Writes packets to a capture file.
+
+    Parameters
+    ----------
+    file : binary file
+        Open for writing; stays the caller's.
+    kind : str
+        ``pcap`` (with nanoseconds) or ``pcapng``, which also says link and queue.
+    snaplen : int
+        Bytes kept of each packet; 0 for all.
+    link : str
+
+    Raises
+    ------
+    ConfigError
+        If ``kind`` or ``snaplen`` cannot be.
+    OSError
+    """
+
+    def __init__(
+        self, file: IO[bytes], kind: str = "pcapng", *, snaplen: int = 0, link: str = ""
+    ) -> None:
+        if kind not in FORMATS:
+            raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
+        if not 0 <= snaplen <= MAX_SNAPLEN:
+            raise ConfigError(f"snaplen must be in [0, {MAX_SNAPLEN}] bytes, got {snaplen}")
+        self._file = file
+        self._is_pcap = kind == "pcap"
+        self._kept = snaplen or MAX_SNAPLEN
+        if self._is_pcap:
+            head = struct.pack(
+                "=IHHiIII", _PCAP_MAGICS[1], 2, 4, 0, 0, self._kept, _ETHERNET
+            )  # version 2.4, UTC
+        else:
+            section = struct.pack("=IHHq", _BYTE_ORDER_MAGIC, 1, 0, -1)  # version 1.0, any length
+            options = _option(_IF_NAME, link.encode()) + _option(_IF_TSRESOL, b"\x09")  # 10^-9 s
+            interface = struct.pack("=HHI", _ETHERNET, 0, self._kept) + options + _option(0)
+            head = _framed(_number("<", _PCAPNG_MAGIC), section) + _framed(_INTERFACE, interface)
+        file.write(head)
+
+    def write(self, packet: bytes, time_ns: int, queue: int = 0) -> None:
+        """Write one packet, received ``time_ns`` ns after 1970."""
+        data = packet[: self._kept]
+        if self._is_pcap:
+            seconds, ns = divmod(time_ns, 1_000_000_000)
+            head = struct.pack("=IIII", seconds, ns, len(data), len(packet))
+            self._file.write(head + data)
+            return
+        high, low = divmod(time_ns, 1 << 32)
+        head = struct.pack("=IIIII", 0, high, low, len(data), len(packet))
+        options = _option(_EPB_QUEUE, struct.pack("=I", queue)) + _option(0)
+        self._file.write(_framed(_PACKET, head + _padded(data) + options))
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
+
+
+def _option(code: int, value: bytes = b"") -> bytes:
+    return struct.pack("=HH", code, len(value)) + _padded(value)
+
+
+def _framed(kind: int, body: bytes) -> bytes:
+    """Make a block of pcapng: its length is at both ends."""
+    length = struct.pack("=I", len(body) + 12)
+    return struct.pack("=I", kind) + length + body + length

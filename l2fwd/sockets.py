@@ -208,7 +208,7 @@ class XdpSocket:
             if receive:
                 self.channel.refill(min(frames, ring_size))
                 self._receive_on(xsks_map)
-                undo.callback(self._stop_receiving)
+                undo.callback(self.stop_receiving)
             self._undo = undo.pop_all()
         self.closed = False
         _open_sockets.add(self)
@@ -234,7 +234,8 @@ class XdpSocket:
         else:
             bpf.set_pinned_socket(xsks_map, self.queue, fd)
 
-    def _stop_receiving(self) -> None:
+    def stop_receiving(self) -> None:
+        """Leave what arrives from now on to the host; what has arrived can still be read."""
         if self._program is not None:
             self._program.program.clear_socket(self.queue)
 
@@ -555,13 +556,13 @@ os.register_at_fork(after_in_child=_forget_sockets)
 
 
 class MultiQueueSocket:
-    """Sockets on the first queues of a link, as one object.  A context manager.
+    """Sockets on queues of a link, as one object.  A context manager.
 
     Parameters
     ----------
     link : str
-    queues : int
-        Of queues 0 to ``queues - 1``; all that the link has if not given.
+    queues : int or sequence of int
+        Queues 0 to ``queues - 1``, or these; all that the link has if not given.
     threads : bool
         False: one UMEM, one thread for all.  True: a UMEM for each queue, so that each of
         ``sockets`` may have a thread of its own.
@@ -571,25 +572,34 @@ class MultiQueueSocket:
     Attributes
     ----------
     sockets : tuple of XdpSocket
-        By queue.
+        One for each queue, in their order.
     """
 
     def __init__(
-        self, link: str, queues: int | None = None, *, threads: bool = False, **options: Any
+        self,
+        link: str,
+        queues: int | Sequence[int] | None = None,
+        *,
+        threads: bool = False,
+        **options: Any,
     ) -> None:
-        count = find_link(link).rx_queue_count
+        count = max(find_link(link).rx_queue_count, 1)
         if queues is None:
-            queues = max(count, 1)
-        if not 1 <= queues <= max(count, 1):
-            raise ConfigError(f"queues must be in [1, {count}] of {link}, got {queues}")
+            queues = count
+        if isinstance(queues, int):
+            if not 1 <= queues <= count:
+                raise ConfigError(f"queues must be in [1, {count}] of {link}, got {queues}")
+            queues = range(queues)
+        if not queues:
+            raise ConfigError(f"queues of {link} must be one or more, got none")
         self.threads = threads
         self._next = 0
         with ExitStack() as undo:
-            umem = None if threads else _umem_for(link, queues, options)
+            umem = None if threads else _umem_for(link, len(queues), options)
             if umem is not None:
                 undo.callback(umem.close)
             opened = []
-            for queue in range(queues):
+            for queue in queues:
                 socket = XdpSocket(link, queue, umem=umem, **options)
                 undo.callback(socket.close)
                 opened.append(socket)
@@ -679,6 +689,7 @@ class MultiQueueSocket:
 
 def _umem_for(link: str, queues: int, options: dict[str, Any]) -> Umem:
     """Make the UMEM that the sockets of ``queues`` queues share."""
+    ring_size = SocketConfig(ring_size=options.get("ring_size", DEFAULT_RING_SIZE)).ring_size
     geometry = UmemConfig(
         frame_count=max(4, 2 * queues * options.get("frames", DEFAULT_FRAMES)),
         frame_size=options.pop("frame_size", 2048),
@@ -686,7 +697,7 @@ def _umem_for(link: str, queues: int, options: dict[str, Any]) -> Umem:
         huge_pages=options.pop("huge_pages", False),
     )
     geometry.check_mtu(link, find_link(link).mtu)
-    return Umem(geometry, options.get("ring_size", DEFAULT_RING_SIZE))
+    return Umem(geometry, ring_size)
 
 
 _PLACES_OF_UMEM: Final = ("pool", "user", "lost")

@@ -27,7 +27,7 @@ LAYERS = (
     {"batch", "link_programs"},
     {"sockets"},
     {"datapath"},
-    {"engine", "check", "control", "explain", "flow_list", "metrics", "capture"},
+    {"engine", "check", "control", "explain", "flow_list", "metrics", "capture", "dissect"},
     {"cli", "lab", "lab_traffic", "testing"},
     {"__main__", "__init__"},
 )
@@ -45,6 +45,7 @@ WITHIN_A_LAYER = {
     ("_classify", "_rings"),
     ("link", "ethtool"),
     ("flow_list", "explain"),
+    ("dissect", "explain"),
     ("bpf", "_bpf"),
     ("bpf", "pins"),
     ("pins", "_bpf"),
