@@ -1,5 +1,6 @@
 """Links and namespaces, on veths of the tests' own."""
 
+import asyncio
 import ctypes
 import os
 import platform
@@ -86,6 +87,22 @@ def test_the_loopback_link_is_found_without_privilege():
 def test_a_name_no_namespace_can_have_is_refused(name):
     with pytest.raises(ConfigError):
         links.create_netns(name)
+
+
+@pytest.mark.privileged
+def test_a_link_is_found_in_a_coroutine_in_its_threads_namespace(pair):
+    """pyroute2 runs an event loop of its own."""
+
+    async def main():
+        before = held_resources()
+        found = find_link("left")
+        assert held_resources() == before
+        with pytest.raises(ConfigError, match="nosuch0"):
+            find_link("nosuch0")
+        return found
+
+    with in_netns(pair[0]):
+        assert asyncio.run(main()) == find_link("left")
 
 
 @pytest.mark.privileged
