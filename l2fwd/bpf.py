@@ -16,7 +16,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final
 
-from l2fwd import _bpf, pins
+from l2fwd import _bpf, ethtool, pins
 from l2fwd.abi import (
     DATAPATH_COUNTERS,
     PROGRAM_PREFIX,
@@ -337,6 +337,8 @@ class Program:
         KernelError, UnsupportedError
             If the program cannot be attached as asked.
         """
+        if mode is AttachMode.OFFLOAD:
+            return self._offload(ifindex, ifname, chain)
         if mode is not AttachMode.AUTO:
             return self._attach(ifindex, ifname, mode, chain)
         try:
@@ -360,7 +362,7 @@ class Program:
                     f"({_bpf.last_warning or 'no reason given'})"
                 )
         else:
-            self._load_for(ifindex, ifname, mode)
+            self._load_for(ifindex, mode)
             attachment.fd = self._object.attach_link(ifindex, flags, ifname)
         try:
             obtained, attachment.program_id = _bpf.xdp_attached(ifindex)
@@ -370,19 +372,23 @@ class Program:
         attachment.mode = _ATTACHED.get(obtained, "multi")
         return attachment
 
-    def _load_for(self, ifindex: int, ifname: str, mode: AttachMode) -> None:
-        if self._object.is_loaded:
-            return
-        if mode is not AttachMode.OFFLOAD:
-            self._object.load()
-            return
+    def _offload(self, ifindex: int, ifname: str, chain: bool) -> Attachment:
+        """Have it tried: the driver's refusal is the answer, and names no remedy of its own."""
         try:
-            self._object.load(ifindex)
+            return self._attach(ifindex, ifname, AttachMode.OFFLOAD, chain)
         except KernelError as error:
+            if error.errno in (errno.EPERM, errno.EACCES, errno.ENODEV, errno.EBUSY):
+                raise
+            name = errno.errorcode.get(error.errno or 0, error.errno)
             raise UnsupportedError(
-                f"offload to {ifname}: the driver cannot run this program on the NIC "
-                f"({errno.errorcode.get(error.errno or 0, error.errno)}); use --mode native"
+                f"offload to {ifname}: driver {ethtool.driver(ifname) or 'unknown'} does not run "
+                f"this program on the NIC ({name}); only nfp offloads XDP, without sockets and "
+                "redirects; use --mode native"
             ) from None
+
+    def _load_for(self, ifindex: int, mode: AttachMode) -> None:
+        if not self._object.is_loaded:
+            self._object.load(ifindex if mode is AttachMode.OFFLOAD else 0)
 
     def set_socket(self, queue_id: int, fd: int) -> None:
         """Send the packets of ``queue_id`` to AF_XDP socket ``fd`` from now on."""

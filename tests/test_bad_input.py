@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from l2fwd import link
+from l2fwd import UnsupportedError, XdpSocket, link
 from l2fwd.config import ForwardConfig, SocketConfig, UmemConfig, parse_indices
 from l2fwd.errors import ConfigError
 from l2fwd.words import check_ifname, parse_mac
@@ -89,6 +89,20 @@ def test_what_the_links_cannot_do_is_refused_before_anything_is_attached(bed, wo
     assert_one_line(run("forward", "f0", "f1", *words, netns=bed.fwd), code, *said)
     with link.in_netns(bed.fwd):
         assert link.find_link("f0").xdp_mode == link.find_link("f1").xdp_mode == "none"
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    "words", [["--data-path", "afxdp"], ["--data-path", "redirect"], ["--data-path", "hybrid"]]
+)
+def test_offload_answers_with_the_drivers_refusal_in_plain_words(bed, words):
+    said = ["driver veth does not run this program on the NIC (EINVAL)", "--mode native"]
+    done = run("forward", "f0", "f1", "--mode", "offload", *words, netns=bed.fwd)
+    assert_one_line(done, 4, "offload to f0: ", *said)
+    with link.in_netns(bed.fwd):
+        assert link.find_link("f0").xdp_mode == link.find_link("f1").xdp_mode == "none"
+        with pytest.raises(UnsupportedError, match="driver veth does not run"):
+            XdpSocket("f0", mode="offload")
 
 
 @pytest.mark.privileged

@@ -47,6 +47,7 @@ WITHIN_A_LAYER = {
     ("flow_list", "explain"),
     ("dissect", "explain"),
     ("bpf", "_bpf"),
+    ("bpf", "ethtool"),
     ("bpf", "pins"),
     ("pins", "_bpf"),
     ("pins", "link"),
