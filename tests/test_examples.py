@@ -1,7 +1,10 @@
-"""The examples on real links: right bytes at the far end, on both data paths and in both modes."""
+"""The examples on real links: right bytes at the far end; policies on both paths, in both modes."""
 
 import json
 import random
+import re
+import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -9,11 +12,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 from l2fwd import link
+from l2fwd.pcap import read_capture
 
 pytestmark = pytest.mark.privileged
 
@@ -251,3 +256,166 @@ def test_a_policy_that_hangs_is_named(bed, forward, ends, tmp_path):
     assert forwarder.wait(30) == 1
     assert "the worker of queue 0 does not stop; its policy has not returned" in forwarder.stderr
     assert "Traceback" not in forwarder.stderr
+
+
+# The sockets
+
+
+class Script:
+    """An example on links of a bed's middle namespace, until Ctrl-C."""
+
+    def __init__(self, bed, name, *arguments):
+        # A shell's background job has Ctrl-C ignored, and so have its children.
+        command = ["env", "--default-signal=INT", sys.executable, EXAMPLES / f"{name}.py"]
+        self.process = subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{bed.fwd}", *command, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def line(self):
+        return self.process.stdout.readline()
+
+    def interrupt(self):
+        """Press Ctrl-C; return the rest of what it printed."""
+        self.process.send_signal(signal.SIGINT)
+        return self.end()
+
+    def end(self):
+        printed, complaints = self.process.communicate(timeout=10)
+        assert (self.process.returncode, complaints) == (0, "")
+        return printed
+
+
+@pytest.fixture
+def script():
+    """Start examples; none outlives the test."""
+    running = []
+
+    def start(*arguments):
+        running.append(Script(*arguments))
+        return running[-1]
+
+    yield start
+    for each in running:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.communicate()
+
+
+@pytest.fixture
+def wire(bed, open_wire):
+    return open_wire(bed)
+
+
+def test_sniff_names_who_talks_to_whom(bed, wire, script):
+    sniff = script(bed, "sniff", "f0")
+    assert sniff.line() == "f0: 1 queues, native XDP\n"
+    wire.send(2, length=90)
+    for _ in range(2):
+        assert sniff.line() == "02:00:00:00:00:01 > 02:00:00:00:00:02 0x88b5 90 bytes\n"
+    assert sniff.interrupt() == "done\n"
+
+
+def test_ping_responder_answers_the_real_ping(bed, script):
+    responder = script(bed, "ping_responder", "f0", "10.77.0.99")
+    assert responder.line() == "f0: answering for 10.77.0.99\n"
+    for size in (0, 56, 1400):
+        command = ["ping", "-c", "3", "-i", "0.2", "-W", "2", "-s", str(size), "10.77.0.99"]
+        done = subprocess.run(
+            ["ip", "netns", "exec", bed.gen, *command], capture_output=True, text=True, check=False
+        )
+        assert "3 received" in done.stdout, done.stdout + done.stderr
+    assert responder.interrupt() == "done\n"
+
+
+def test_ping_responder_checksums_as_scapy_does():
+    code = runpy.run_path(str(EXAMPLES / "ping_responder.py"))
+    mac, address = bytes.fromhex("020000000099"), bytes((10, 77, 0, 99))
+    for number in range(3000):
+        request = Ether(src=GENERATOR, dst=SINK) / IP(src="10.77.0.1", dst="10.77.0.99")
+        request /= ICMP(type=8, id=number, seq=number * 21 & 0xFFFF) / b"data"
+        packet = np.frombuffer(bytearray(bytes(request)), np.uint8)
+        assert code["answer"](packet, mac, address)
+        answer = Ether(packet.tobytes())
+        given = answer[ICMP].chksum, answer[IP].chksum
+        del answer[ICMP].chksum, answer[IP].chksum
+        assert (answer.src, answer.dst) == ("02:00:00:00:00:99", GENERATOR)
+        assert (answer[IP].src, answer[ICMP].type) == ("10.77.0.99", 0)
+        rebuilt = Ether(bytes(answer))
+        assert (rebuilt[ICMP].chksum, rebuilt[IP].chksum) == given
+
+
+def test_generator_sends_numbered_packets(bed, wire, script):
+    generator = script(bed, "generator", "f1", 1000)
+    received = wire.receive(1000, seconds=10)
+    assert generator.end().startswith("1,000 packets, ")
+    assert [int.from_bytes(packet[14:18]) for packet in received] == list(range(1000))
+    assert {len(packet) for packet in received} == {60}
+
+
+def test_generator_ends_by_ctrl_c(bed, wire, script):
+    generator = script(bed, "generator", "f1")
+    assert wire.receive(10, seconds=10)
+    assert " packets, " in generator.interrupt()
+
+
+def test_capture_writes_what_arrived(bed, wire, script, tmp_path):
+    capture = script(bed, "capture", "f0", tmp_path / "out.pcapng")
+    capture.line()
+    sent = wire.send(100)
+    time.sleep(0.3)
+    assert capture.interrupt() == "100 packets; lost: none\n"
+    assert [data for data, _ in read_capture(str(tmp_path / "out.pcapng"))] == sent
+
+
+def test_bridge_carries_both_ways(bed, wire, script):
+    bridge = script(bed, "bridge", "f0", "f1")
+    assert bridge.line() == "f0 - f1\n"
+    for turn in range(20):
+        there = wire.send(200, first=200 * turn)
+        assert wire.receive(200) == there
+        back = wire.send(200, first=200 * turn, source=wire.sink)
+        assert wire.receive(200, end=wire.gen) == back
+    printed = bridge.interrupt().splitlines()
+    for ifname, line in zip(("f0", "f1"), printed, strict=True):
+        name, received, _, sent, *_ = re.split(r"[ :,]+", line)
+        assert (name, line.endswith("{}")) == (ifname, True)
+        assert int(received) >= 4000  # and what the hosts say of themselves
+        assert int(sent) >= 4000
+
+
+def test_asyncio_echo_sends_back_with_macs_swapped(bed, wire, script):
+    echo = script(bed, "asyncio_echo", "f0")
+    assert echo.line() == "f0: echo\n"
+    sent = wire.send(100)
+    wanted = [packet[6:12] + packet[:6] + packet[12:] for packet in sent]
+    assert wire.receive(100, end=wire.gen) == wanted
+    assert re.fullmatch(r"\d+ packets\n", echo.line())
+    assert echo.interrupt().endswith(" packets sent back\n")
+
+
+def test_queue_threads_count_each_queue(make_bed, script):
+    bed = make_bed(queues=2)
+    counter = script(bed, "queue_threads", "f0")
+    assert counter.line() == "f0: 2 threads\n"
+    ends = Ends(bed)
+    try:
+        for flow in range(100):
+            ends.gen.send(udp(flow))
+        time.sleep(0.3)
+    finally:
+        ends.close()
+    printed = counter.interrupt()
+    found = re.findall(r"queue (\d): (\d+) packets, (\d+) bytes\n", printed)
+    assert [queue for queue, _, _ in found] == ["0", "1"]
+    assert all(int(packets) > 0 for _, packets, _ in found)
+    assert sum(int(packets) for _, packets, _ in found) >= 100
+    assert sum(int(size) for _, _, size in found) >= 100 * len(udp(0))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_tells_its_use_and_is_tested_here(path):
+    assert f"python examples/{path.name} " in path.read_text().split('"""')[1]
+    assert f'"{path.stem}"' in Path(__file__).read_text()
