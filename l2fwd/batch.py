@@ -37,6 +37,18 @@ class Batch:
     >>> batch = Batch.of([b"\\2" * 60, b"\\3" * 64])
     >>> len(batch), batch.length.tolist(), bytes(batch[1])[:2]
     (2, [60, 64], b'\\x03\\x03')
+
+    Received, changed where they are, and sent back:
+
+    >>> from l2fwd import XdpSocket
+    >>> with XdpSocket("veth0") as left, XdpSocket("veth1") as right:
+    ...     left.write(bytes(60))
+    ...     received = right.read_batch(timeout=5)
+    ...     received.window[received.row, received.column] = 0xAA
+    ...     received.send_on(right)
+    ...     left.read(timeout=5)[:2]
+    1
+    b'\\xaa\\x00'
     """
 
     def __init__(

@@ -49,6 +49,15 @@ class Capture:
     packet_count : int
         Read so far.
 
+    Examples
+    --------
+    >>> from l2fwd import XdpSocket
+    >>> with MultiQueueSocket("veth0") as sockets, XdpSocket("veth1") as sender:
+    ...     sender.write_batch([bytes(60)] * 3)
+    ...     sum(len(burst.packets) for burst in Capture(sockets, count=2))
+    3
+    2
+
     Raises
     ------
     RunError

@@ -66,6 +66,15 @@ class SocketStats:
         ``user`` and ``lost`` are the UMEM's, which sockets may share.
     rx_wakeups, tx_wakeups : int
         System calls.
+
+    Examples
+    --------
+    >>> with XdpSocket("veth0", frames=64, ring_size=64) as socket:
+    ...     socket.write(bytes(60))
+    ...     sent = socket.flush(timeout=5)
+    ...     stats = socket.stats()
+    >>> stats.tx_packets, stats.tx_bytes, stats.drops, sum(stats.frames.values())
+    (1, 60, {}, 128)
     """
 
     link: str
@@ -132,9 +141,17 @@ class XdpSocket:
 
     Examples
     --------
-    >>> with XdpSocket("eth0", queue=0, block=False) as socket:  # doctest: +SKIP
-    ...     for packet in socket.read_batch():
-    ...         print(len(packet))
+    Where ``veth0`` and ``veth1`` are two ends of a cable:
+
+    >>> packet = bytes.fromhex("020000000002" "020000000001" "88b5") + b"hello"
+    >>> with XdpSocket("veth0") as left, XdpSocket("veth1") as right:
+    ...     left.write(packet)
+    ...     right.read(timeout=5)[14:]
+    ...     right.write_batch([packet, packet])
+    ...     [len(left.read(timeout=5)) for _ in range(2)]
+    b'hello'
+    2
+    [19, 19]
     """
 
     closed = True
@@ -573,6 +590,16 @@ class MultiQueueSocket:
     ----------
     sockets : tuple of XdpSocket
         One for each queue, in their order.
+
+    Examples
+    --------
+    >>> with MultiQueueSocket("veth0") as left, MultiQueueSocket("veth1", [1]) as right:
+    ...     right.write_batch([bytes(60)])
+    ...     left.read_batch(timeout=5).length.tolist()
+    ...     [(each.queue, each.rx_packets) for each in left.stats()]
+    1
+    [60]
+    [(-1, 1), (0, 0), (1, 1)]
     """
 
     def __init__(

@@ -60,6 +60,13 @@ class Umem:
     Notes
     -----
     ``close`` unregisters; the memory itself lives as long as a view of ``frames`` does.
+
+    Examples
+    --------
+    >>> umem = Umem(UmemConfig(frame_count=256), ring_size=64)
+    >>> umem.frames.shape, umem.pool.free_count
+    ((256, 2048), 256)
+    >>> umem.close()
     """
 
     def __init__(self, config: UmemConfig, ring_size: int) -> None:

@@ -1,5 +1,6 @@
 """What the README says works as it stands."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -7,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from conftest import cable
+from l2fwd import XdpSocket
 from l2fwd.__main__ import VERBS
 from l2fwd.cli import forward
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 POLICIES = (ROOT / "docs" / "policies.md").read_text()
+LIBRARY = (ROOT / "docs" / "library.md").read_text()
 
 
 def blocks(text, language):
@@ -44,6 +48,30 @@ def test_the_code_about_policies_runs(bed, tmp_path):
         run_in(bed, code, tmp_path)
 
 
+def compile_own_program(folder):
+    (code,) = blocks(LIBRARY, "c")
+    (folder / "own.c").write_text(code)
+    (command,) = re.findall(r"`(clang .*?)`", LIBRARY)
+    subprocess.run([*command.split(), "-Wall", "-Wextra", "-Werror"], check=True, cwd=folder)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("code", blocks(LIBRARY, "python"))
+def test_the_code_about_the_library_runs_on_a_cable(code, tmp_path):
+    if "own.o" in code:
+        compile_own_program(tmp_path)
+    with cable():
+        subprocess.run(
+            [sys.executable, "-W", "error", "-c", code], check=True, timeout=60, cwd=tmp_path
+        )
+
+
+def test_every_option_of_a_socket_is_told():
+    table = LIBRARY.split("## Opening")[1].split("Sizes are checked")[0]
+    told = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))
+    assert sorted(told) == sorted(inspect.signature(XdpSocket).parameters)
+
+
 def test_every_verb_is_in_the_readme_and_every_verb_of_it_exists():
     table = README.split("## The command line")[1].split("`VERB --help`")[0]
     named = set(re.findall(r"^\| `(\w+)", table, re.MULTILINE))
@@ -63,10 +91,13 @@ def test_every_option_in_the_readme_exists():
 
 
 def test_every_link_in_the_documents_leads_somewhere():
-    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/policies.md"):
-        path = ROOT / document
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-            assert (path.parent / target).exists(), f"{document}: {target}"
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+        headings = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE)
+        anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+        for anchor in re.findall(r"\]\(#(.*?)\)", path.read_text()):
+            assert anchor in anchors, f"{path.name}: {anchor}"
 
 
 def test_every_file_in_the_architecture_exists():
