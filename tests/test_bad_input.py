@@ -11,6 +11,8 @@ from l2fwd.config import ForwardConfig, SocketConfig, UmemConfig, parse_indices
 from l2fwd.errors import ConfigError
 from l2fwd.words import check_ifname, parse_mac
 
+MODES = Path(__file__).parent.parent / "docs" / "xdp-modes.md"
+
 
 def run(*words, netns=None, prefix=()):
     enter = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
@@ -99,6 +101,7 @@ def test_offload_answers_with_the_drivers_refusal_in_plain_words(bed, words):
     said = ["driver veth does not run this program on the NIC (EINVAL)", "--mode native"]
     done = run("forward", "f0", "f1", "--mode", "offload", *words, netns=bed.fwd)
     assert_one_line(done, 4, "offload to f0: ", *said)
+    assert " ".join(done.stderr.split()) in " ".join(MODES.read_text().split())
     with link.in_netns(bed.fwd):
         assert link.find_link("f0").xdp_mode == link.find_link("f1").xdp_mode == "none"
         with pytest.raises(UnsupportedError, match="driver veth does not run"):
