@@ -53,6 +53,7 @@ _NO_NATIVE: Final = {
     errno.ERANGE,
     errno.ENOSPC,
 }
+_LIVE_FRAMES: Final = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
 # How long a bpf_link may be seen after its process: that closes its files one by one.
 _EXIT_SECONDS: Final = 0.5
 _EXIT_POLL_SECONDS: Final = 0.01
@@ -418,6 +419,24 @@ class Program:
         raw = self._object.per_cpu(map_name, key)
         words = struct.unpack(f"={len(raw) // 8}Q", raw)
         return [sum(words[i::fields]) for i in range(fields)]
+
+    def pass_to_host(self, packet: bytes | bytearray | memoryview, ifindex: int) -> bool:
+        """Let the host receive a packet on a link; False if it, or the driver, refuses.
+
+        The program is ``inject``, which passes all.
+
+        Raises
+        ------
+        KernelError
+            EPERM; ENODEV once the link is gone.
+        """
+        try:
+            _bpf.test_run(self.fd, packet, flags=_LIVE_FRAMES, ingress_ifindex=ifindex)
+        except KernelError as error:
+            if error.errno in (errno.EPERM, errno.ENODEV):
+                raise
+            return False
+        return True
 
     def counters(self) -> dict[str, int]:
         """Return the program's counters, summed over CPUs."""

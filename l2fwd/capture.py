@@ -43,11 +43,15 @@ class Capture:
         Packets that are enough; 0 for no end.
     duration : float, optional
         Seconds.
+    give_back : bool
+        The host gets the packets as well, once they were yielded.
 
     Attributes
     ----------
     packet_count : int
         Read so far.
+    given_count : int
+        Of these, given to the host.
 
     Examples
     --------
@@ -65,7 +69,12 @@ class Capture:
     """
 
     def __init__(
-        self, sockets: MultiQueueSocket, *, count: int = 0, duration: float | None = None
+        self,
+        sockets: MultiQueueSocket,
+        *,
+        count: int = 0,
+        duration: float | None = None,
+        give_back: bool = False,
     ) -> None:
         self._sockets = sockets.sockets
         self._link = sockets.sockets[0].link
@@ -73,7 +82,9 @@ class Capture:
         self._count = count
         self._end = float("inf") if duration is None else time.monotonic() + duration
         self._is_stopped = False
+        self._give_back = give_back
         self.packet_count = 0
+        self.given_count = 0
 
     def stop(self) -> None:
         """End soon; from any thread, or a signal handler."""
@@ -112,6 +123,8 @@ class Capture:
                 found = True
                 self.packet_count += len(burst.packets)
                 yield burst
+                if self._give_back:
+                    self.given_count += each.give_to_host(burst.packets)
         return found
 
     def _read(self, each: XdpSocket) -> Burst:

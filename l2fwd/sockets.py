@@ -24,7 +24,7 @@ from l2fwd._socket import WATCH_SECONDS, Channel
 from l2fwd.abi import MIN_TX_SKB_BUDGET
 from l2fwd.batch import Batch
 from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig, choose
-from l2fwd.errors import ConfigError, KernelError
+from l2fwd.errors import ConfigError, KernelError, UnsupportedError
 from l2fwd.link import find_link
 from l2fwd.link_programs import LinkProgram, forget_programs
 from l2fwd.stats import kernel_drops
@@ -227,6 +227,8 @@ class XdpSocket:
                 self._receive_on(xsks_map)
                 undo.callback(self.stop_receiving)
             self._undo = undo.pop_all()
+        self._ifindex = found.ifindex
+        self._host: bpf.Program | None = None
         self.closed = False
         _open_sockets.add(self)
 
@@ -255,6 +257,33 @@ class XdpSocket:
         """Leave what arrives from now on to the host; what has arrived can still be read."""
         if self._program is not None:
             self._program.program.clear_socket(self.queue)
+
+    def give_to_host(self, packets: Iterable[Packet]) -> int:
+        """Let the host have copies of packets, as if they had just arrived on this link.
+
+        Some 10 us each.  For native mode: in skb mode they would come back to the socket.
+
+        Returns
+        -------
+        int
+            How many the host took.  A driver may refuse, and 3520 bytes are the most.
+
+        Raises
+        ------
+        UnsupportedError
+            If the program is not native.
+        """
+        self._require_open()
+        if self.attach_mode != "native":
+            raise UnsupportedError(
+                f"{self.link}: giving packets to the host needs native XDP, this is "
+                f"{self.attach_mode}; they would come back here"
+            )
+        if self._host is None:
+            self._host = bpf.Program("inject")
+            self._undo.callback(self._host.close)
+            self._host.load()
+        return sum(self._host.pass_to_host(packet, self._ifindex) for packet in packets)
 
     # What was obtained
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from l2fwd import link
 from l2fwd.dissect import hex_lines, line_of, words_of
 from l2fwd.errors import ConfigError
 from l2fwd.pcap import CaptureWriter, read_capture
-from tests.conftest import READY_SECONDS, Forwarder
+from tests.conftest import ETHERTYPE, READY_SECONDS, Forwarder
 from tests.test_bad_input import assert_one_line, run
 
 HEAD = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
@@ -273,6 +274,44 @@ def assert_one_line_text(text, said):
     assert text.count("\n") == 1, text
 
 
+def can_ping(bed):
+    done = subprocess.run(
+        ["ip", "netns", "exec", bed.gen, "ping", "-c", "2", "-i", "0.2", "-W", "1", "10.77.0.50"],
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+@pytest.mark.privileged
+def test_the_host_loses_the_packets_unless_they_are_given_back(bed, dump):
+    with link.in_netns(bed.fwd):
+        link.add_address("f0", "10.77.0.50/24")
+    assert can_ping(bed)
+    dumper = dump("--quiet")
+    assert not can_ping(bed)
+    assert dumper.stop()["given_back"] == 0
+    dumper = dump("--quiet", "--give-back")
+    assert can_ping(bed)
+    summary = dumper.stop()
+    assert summary["given_back"] == summary["packets"] >= 2
+    assert can_ping(bed)
+
+
+@pytest.mark.privileged
+def test_what_is_given_back_comes_whole_and_in_order(bed, dump, wire):
+    with link.in_netns(bed.fwd):
+        listener = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE))
+        listener.bind(("f0", ETHERTYPE))
+    with listener:
+        listener.settimeout(5)
+        listener.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)  # SO_RCVBUFFORCE
+        dumper = dump("--quiet", "--give-back")
+        sent = wire.send(300, length=1514)
+        assert [listener.recv(2000) for _ in range(300)] == sent
+        assert dumper.stop()["given_back"] == 300
+
+
 def start_in(bed, *arguments, **settings):
     command = [sys.executable, "-m", "l2fwd", "dump", "f0", *map(str, arguments)]
     return subprocess.Popen(
@@ -364,6 +403,7 @@ def test_a_wrong_argument_is_named(words, said):
         (["--ring-size", "100"], 2, "ring-size must be a power of two"),
         (["-f", "1000"], 2, "frame-size must be 2048 or 4096"),
         (["-m", "offload"], 4, "f0"),
+        (["-m", "skb", "--give-back"], 4, "needs native XDP, this is skb"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_stays(bed, words, code, said):

@@ -16,9 +16,10 @@ from l2fwd.pcap import FORMATS, MAX_SNAPLEN, CaptureWriter
 HELP = (
     "Print the packets that arrive on a link, or write them to a capture file, with times in ns "
     "(of the reading). AF_XDP TAKES THEM AWAY FROM THE HOST: while this runs nothing that "
-    "arrives on these queues reaches its stack, a shell over this link included. What the host "
-    "sends is not seen."
+    "arrives on these queues reaches its stack, a shell over this link included, unless "
+    "--give-back is given. What the host sends is not seen."
 )
+_TAKEN: Final = "what arrives is taken away from the host"
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -32,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-s", "--snaplen", type=int, default=0, metavar="N",
         help="keep the first N bytes of each (default: all)")  # fmt: skip
     add("-x", "--hex", action="store_true", help="print the bytes, too")
+    add("--give-back", action="store_true",
+        help="the host gets the packets, too, some 10 us each; needs native mode")  # fmt: skip
     add("-q", "--queues", default="all", help="queue ids, as 0,2 or 0-3, or all (default)")
     add("-m", "--mode", default="auto", help="auto (default), native, skb or offload")
     add("--bind", default="auto", help="auto (default), copy or zero-copy")
@@ -92,12 +95,16 @@ def run(args: argparse.Namespace) -> int:
                 frame_size=args.frame_size,
             )
         )
+        if args.give_back:
+            sockets.sockets[0].give_to_host(())  # says so at once if that cannot be
         take = _taker(args, undo)  # after all that may fail: an old file is not emptied for it
-        capture = Capture(sockets, count=args.count, duration=args.duration)
+        capture = Capture(
+            sockets, count=args.count, duration=args.duration, give_back=args.give_back
+        )
         for number in _STOP_SIGNALS:
             signal.signal(number, lambda *_: capture.stop())
         try:
-            _say(args, _ready(sockets))
+            _say(args, _ready(sockets, args.give_back))
             for burst in capture:
                 take(burst)
         except BrokenPipeError:  # who was reading has seen enough
@@ -182,7 +189,7 @@ def _printer(args: argparse.Namespace) -> Callable[[Any], None]:
     return show
 
 
-def _ready(sockets: Any) -> dict[str, Any]:
+def _ready(sockets: Any, give_back: bool) -> dict[str, Any]:
     first = sockets.sockets[0]
     return {
         "event": "ready",
@@ -191,6 +198,7 @@ def _ready(sockets: Any) -> dict[str, Any]:
         "attach_mode": first.attach_mode,
         "bind_mode": "zero-copy" if first.is_zero_copy else "copy",
         "notes": first.notes,
+        "given_back": give_back,
     }
 
 
@@ -199,6 +207,7 @@ def _summary(sockets: Any, capture: Any) -> dict[str, Any]:
     return {
         "event": "summary",
         "packets": capture.packet_count,
+        "given_back": capture.given_count,
         "bytes": total.rx_bytes,
         "unread": total.frames["rx"],
         "drops": total.drops,
@@ -218,13 +227,14 @@ def _say(args: argparse.Namespace, event: dict[str, Any]) -> None:
         queues = ", ".join(map(str, event["queues"]))
         line = (
             f"{event['link']} queue {queues}: {event['attach_mode']} XDP, {event['bind_mode']}; "
-            "what arrives is taken away from the host"
+            + ("the host gets a copy" if event["given_back"] else _TAKEN)
         )
     else:
         from l2fwd.stats import drops_text
 
         line = (
             f"{event['packets']:,} packets, {event['bytes']:,} bytes; "
-            f"unread {event['unread']:,}; drops: {drops_text(event['drops'])}"
+            + (f"given back {event['given_back']:,}; " if args.give_back else "")
+            + f"unread {event['unread']:,}; drops: {drops_text(event['drops'])}"
         )
     print(line, file=out, flush=True)
