@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also what is addressed to others (default)")  # fmt: skip
     add("-d", "--duration", type=float, help="seconds to run (default: until stopped)")
     add("--json", action="store_true", help="one JSON object per line, a packet each")
-    add("--quiet", action="store_true", help="no packets, only what is obtained and the summary")
+    add("-Q", "--quiet", action="store_true", help="only what is obtained and the summary")
 
 
 def check(args: argparse.Namespace) -> None:
