@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from l2fwd._worker import Worker
 from l2fwd.abi import MIN_TX_SKB_BUDGET
-from l2fwd.config import BindMode, SocketConfig
+from l2fwd.config import BindMode, ForwardConfig, SocketConfig
 from l2fwd.datapath import Event
 from l2fwd.datapath.side import Side
 from l2fwd.errors import KernelError, RunError, kernel_error
@@ -172,8 +172,8 @@ class QueueWorker:
         self.ask_to_stop()
         self._thread.join(_JOIN_SECONDS)
         if self._thread.is_alive():
-            asks = self.worker is not None and self.worker.decider is not None
-            hint = "; a policy of its may not have returned" if asks else ""
+            asks = isinstance(self.config, ForwardConfig) and self.config.policy is not None
+            hint = "; its policy has not returned" if asks else ""
             raise RunError(f"the worker of queue {self.queue_id} does not stop{hint}")
         self._thread = None
 
