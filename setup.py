@@ -14,6 +14,10 @@ from setuptools.command.build import build
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("L2FWD_DEBUG") == "1"
 APT = "apt-get install clang llvm gcc libbpf-dev libxdp-dev libelf-dev zlib1g-dev linux-libc-dev"
+NAMES = (
+    "_rings", "_classify", "_decide", "_worker", "_jobs", "_generator", "_verifier", "_socket",
+    "_bpf",
+)  # fmt: skip
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -62,7 +66,7 @@ def extensions() -> list[Extension]:
             include_dirs=["kern"],
             libraries=libraries.get(name, []),
         )
-        for name in ("_rings", "_classify", "_decide", "_worker", "_jobs", "_socket", "_bpf")
+        for name in NAMES
     ]
     # build_dir keeps the generated C out of the wheel.
     return cythonize(modules, build_dir="build/cython", compiler_directives=DIRECTIVES)

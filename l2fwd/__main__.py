@@ -14,6 +14,7 @@ VERSION: Final = "0.1.0"
 VERBS: Final = {
     "forward": "forward frames between two links",
     "rxdrop": "receive packets and forget them",
+    "txonly": "make packets and send them",
     "macswap": "send every packet back, its MAC addresses swapped",
     "rules": "test: which rule takes a frame, and why; check: read and count rules",
     "flows": "what a running hybrid engine has learned",

@@ -85,6 +85,7 @@ class Snapshot:
     """All ports at one moment (seconds, monotonic clock), and the frame ledger.
 
     ``flows``: of the data path ``hybrid``, how many there are, and what became of new ones.
+    ``verify``: what ``l2fwd.verification.judge`` found, if packets are checked.
     """
 
     time: float
@@ -92,6 +93,7 @@ class Snapshot:
     frames: dict[str, int] = field(default_factory=dict)
     frame_count: int = 0
     flows: dict[str, int] = field(default_factory=dict)
+    verify: dict[str, Any] = field(default_factory=dict)
 
     def total(self, counter: str) -> int:
         return sum(port.counters.get(counter, 0) for port in self.ports)
@@ -148,6 +150,7 @@ class Snapshot:
             "in_flight": self.in_flight,
             "drops": self.drops,
             **({"flows": self.flows} if self.flows else {}),
+            **({"verify": self.verify} if self.verify else {}),
             "ports": [port.as_dict() for port in self.ports],
         }
 

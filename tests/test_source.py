@@ -15,13 +15,13 @@ GENERATED = ROOT / "build" / "cython" / "l2fwd"
 LAYERS = (
     {"errors", "abi", "records", "_xdp", "_libxdp"},
     {"words"},
-    {"rule_words", "packet", "pcap", "stats", "policy_batch"},
+    {"rule_words", "packet", "pcap", "stats", "policy_batch", "traffic", "verification"},
     {"rules"},
     {"rule_keys"},
     {"rule_table"},
     {"policy"},
     {"config"},
-    {"_rings", "_classify", "_decide", "_worker", "_jobs", "_socket"},
+    {"_rings", "_classify", "_decide", "_worker", "_jobs", "_generator", "_verifier", "_socket"},
     {"link", "ethtool", "netdev", "bpf", "pins", "_bpf"},
     {"rule_maps", "flow_table", "xsk"},
     {"batch", "link_programs"},
@@ -38,6 +38,10 @@ WITHIN_A_LAYER = {
     ("_socket", "_worker"),
     ("_jobs", "_rings"),
     ("_jobs", "_worker"),
+    ("_generator", "_rings"),
+    ("_generator", "_worker"),
+    ("_verifier", "_rings"),
+    ("_verifier", "_worker"),
     ("_worker", "_rings"),
     ("_worker", "_classify"),
     ("_worker", "_decide"),
@@ -73,6 +77,8 @@ HOT_SOURCES = (
     "_decide.pyx",
     "_worker.pyx",
     "_jobs.pyx",
+    "_generator.pyx",
+    "_verifier.pyx",
 )
 HOT_DEFINITION = re.compile(r"^cdef (?:inline )?[^\n(=]*?(\w+)\([^)]*\) noexcept nogil:", re.M)
 HOT_AT_LEAST = {
@@ -80,6 +86,7 @@ HOT_AT_LEAST = {
     "ring_peek", "ring_reserve", "ring_submit", "ring_release", "rewrite_packet",
     "parse_packet", "classify", "list_hits", "ttl_allows", "change_packet", "decide_burst",
     "take_packet", "turn_of_pair", "turn_with_rules", "drop_burst",
+    "generate_burst", "patch_packet", "take_due", "verify_burst", "find_datagram", "note_number",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from l2fwd.cli import silence_stdout
 from l2fwd.errors import RunError
 from l2fwd.stats import drops_text
+from l2fwd.verification import verdict_text
 
 _READER_GONE: Final = (errno.EPIPE, errno.EIO, errno.EBADF)
 _SOCKET_DROPS: Final = (
@@ -184,6 +185,8 @@ def _summary_lines(event: dict[str, Any], verb: str) -> list[str]:
     if "flows" in event:
         counts = ", ".join(f"{name} {count:,}" for name, count in event["flows"].items())
         lines.append(f"through user space {event['slow_path']:,}; flows: {counts}")
+    if "verify" in event:
+        lines.append(verdict_text(event["verify"]))
     places = ", ".join(f"{place} {count}" for place, count in event["frames"].items() if count)
     return [*lines, f"frames: {places}"] if places else lines
 
