@@ -126,7 +126,7 @@ def test_what_the_command_line_cannot_ask_for_is_refused_as_well(settings):
 def test_a_packet_has_to_fit_the_frame_and_the_link():
     Traffic(size=1514).check_link("f0", 1500, 2048)
     Traffic(size=1518, vlan_id=1).check_link("f0", 1500, 2048)
-    with pytest.raises(ConfigError, match="at most 1514 for the MTU of f0.*mtu 1501"):
+    with pytest.raises(ConfigError, match=r"at most 1514 for the MTU of f0.*mtu 1501"):
         Traffic(size=1515).check_link("f0", 1500, 2048)
     with pytest.raises(ConfigError, match="at most frame-size 2048"):
         Traffic(size=2049).check_link("f0", 9000, 2048)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
