@@ -53,7 +53,8 @@ TOOLS: Final = {
 def command_of(tool: str, mode: str, size: int, xdpsock: str | None) -> list[str]:
     """Return the command line of one run, ours if there is no ``xdpsock``."""
     letter, _, link, _ = TOOLS[tool]
-    sized = ["-s", str(size)] if tool == "txonly" else []
+    # xdpsock counts the frame check sequence in.
+    sized = ["-s", str(size + 4 * (xdpsock is not None))] if tool == "txonly" else []
     if xdpsock is None:
         line = [sys.executable, "-m", "l2fwd", tool, link, "--mode", mode, "--bind", "copy"]
         return [*line, "-q", "0", "--busy-poll", "--json", "-n", "0.1", *sized]
