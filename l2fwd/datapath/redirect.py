@@ -3,21 +3,19 @@
 This process only watches, counts, and changes the rules; pinned, the programs need it no more.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from l2fwd import bpf, link
 from l2fwd.config import ForwardConfig
 from l2fwd.datapath import Event, Notify
-from l2fwd.datapath.linked import LinkedPath, stop_check
+from l2fwd.datapath.in_kernel import KernelPath
 from l2fwd.datapath.rulebook import Rulebook
-from l2fwd.datapath.side import Side, kernel_sample, with_redirect_mode
 from l2fwd.pins import PinFolder
 from l2fwd.rules import Rule, RuleTable
-from l2fwd.stats import Snapshot
 
 
-class RedirectPath(LinkedPath):
+class RedirectPath(KernelPath):
     """Forwards between the links of ``config`` and of its rules, in the kernel.
 
     Parameters
@@ -34,44 +32,27 @@ class RedirectPath(LinkedPath):
     """
 
     def __init__(self, config: ForwardConfig, notify: Notify) -> None:
-        config = with_redirect_mode(config, notify)
-        self.config = config
-        self._book = Rulebook(config, "redirect")
-        make = self._book.make_program
-        super().__init__(tuple(Side(name, config, make) for name in config.links), notify)
+        super().__init__(config, notify)
+        self._book = Rulebook(self.config, "redirect")
         self._pins: PinFolder | None = None
-        self._undo = ExitStack()
-        self._final: Snapshot | None = None
 
-    def start(self, is_stopping: Callable[[], bool] = lambda: False) -> Event:
-        """Load, put the rules in force, and attach to every link; all or nothing."""
-        check = stop_check(is_stopping)
-        with ExitStack() as undo, ExitStack() as unpin:
+    def _make_program(self, found: link.Link) -> bpf.Program:
+        return self._book.make_program(found)
+
+    def _refresh(self) -> None:
+        self._book.refresh(self.sides)
+
+    def _describe(self) -> Event:
+        return {"rules": len(self._book.table), "pin": self.config.pin}
+
+    def _start(self, undo: ExitStack, check: Callable[[], None]) -> None:
+        with ExitStack() as unpin:
             pins = self._open_pins(undo, unpin)
-            for side in self.sides:
-                undo.callback(side.close)
-                side.program = self._book.make_program(side.link)
-                check()
-            self._book.refresh(self.sides)
-            for side in self.sides:
-                self._warn(side.attach())
-            for side in self.sides:
-                self._wait_for_carrier(side, check)
+            super()._start(undo, check)
             if pins is not None:
                 self._hold(pins)
             unpin.pop_all()  # the pins outlive all that is undone from here on
             self._pins = pins
-            self._undo = undo.pop_all()
-        links = [
-            {
-                "link": side.name,
-                "attach_mode": side.attachment.mode if side.attachment else "none",
-                "rules": len(self._book.table),
-                "pin": self.config.pin,
-            }
-            for side in self.sides
-        ]
-        return {"sockets": [], "links": links}
 
     def _open_pins(self, undo: ExitStack, unpin: ExitStack) -> PinFolder | None:
         if self.config.pin is None:
@@ -104,15 +85,9 @@ class RedirectPath(LinkedPath):
         return all(side.attachment and side.attachment.is_pinned for side in self.sides)
 
     def _open_again(self) -> None:
-        self._book.refresh(self.sides)
+        super()._open_again()
         if self._pins is not None:
             self._hold(self._pins)
-
-    def sample(self) -> Snapshot:
-        """Read all counters."""
-        if self._final is not None:
-            return self._final
-        return Snapshot(time.monotonic(), [kernel_sample(side) for side in self.sides])
 
     def hits(self) -> dict[Rule, tuple[int, int]]:
         """Return packets and bytes that each rule has taken."""
@@ -120,11 +95,7 @@ class RedirectPath(LinkedPath):
 
     def stop(self) -> None:
         """Detach, or leave it to the pins, and close."""
-        for side in self.sides:
-            side.detach()
-        if self._final is None:
-            self._final = self.sample()
-        self._undo.close()
+        super().stop()
         if self._pins is not None:
             pins, self._pins = self._pins, None
             names = " ".join(side.name for side in self.sides)
