@@ -31,11 +31,12 @@ struct {
 	__uint(max_entries, LINK_ROOMS);
 } rooms SEC(".maps");
 
-/* Whether the packet is no longer than the link's MTU allows; a new MTU counts from the next tick.
+/* Whether the packet, @extra bytes longer, is no longer than the link's MTU allows with a VLAN tag;
+ * a new MTU counts from the next tick.
  */
-static __always_inline int fits(struct xdp_md *ctx, __u32 ifindex)
+static __always_inline int fits(struct xdp_md *ctx, __u32 ifindex, int extra)
 {
-	__u64 length = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+	__u64 length = (void *)(long)ctx->data_end - (void *)(long)ctx->data + extra;
 	__u32 place = ifindex % LINK_ROOMS;
 	struct link_room *room = bpf_map_lookup_elem(&rooms, &place);
 	__u64 tick = bpf_jiffies64();
@@ -45,7 +46,7 @@ static __always_inline int fits(struct xdp_md *ctx, __u32 ifindex)
 	if (room->tick == tick && room->ifindex == ifindex && room->length >= length)
 		return 1;
 	/* A VLAN tag does not count, as for the kernel itself (xdp_ok_fwd_dev). */
-	if (bpf_check_mtu(ctx, ifindex, &(__u32){0}, -(int)sizeof(struct vlan_tag), 0) ==
+	if (bpf_check_mtu(ctx, ifindex, &(__u32){0}, extra - (int)sizeof(struct vlan_tag), 0) ==
 	    BPF_MTU_CHK_RET_FRAG_NEEDED)
 		return 0;
 	room->tick = tick;
@@ -87,7 +88,7 @@ static __always_inline int send_out(struct xdp_md *ctx, const struct rule_action
 		count->change_drops++;
 		return XDP_DROP;
 	}
-	if (!fits(ctx, action->out_ifindex)) {
+	if (!fits(ctx, action->out_ifindex, 0)) {
 		count->mtu_drops++;
 		return XDP_DROP;
 	}
@@ -101,12 +102,26 @@ static __always_inline int send_out(struct xdp_md *ctx, const struct rule_action
 	return verdict;
 }
 
+/* Whether the IP packet in the frame is no longer than the link's MTU, whatever tags it has. */
+static __always_inline int ip_fits(struct xdp_md *ctx, const struct packet_key *key, __u32 ifindex)
+{
+	int extra = sizeof(struct vlan_tag);
+
+	if (key->vlan_outer != bpf_htons(NO_VLAN))
+		extra -= sizeof(struct vlan_tag);
+	if (key->vlan_inner != bpf_htons(NO_VLAN))
+		extra -= sizeof(struct vlan_tag);
+	return fits(ctx, ifindex, extra);
+}
+
 /* The verdict of @action for this packet. */
 static __always_inline __u32 verdict_of(struct xdp_md *ctx, const struct rule_action *action,
 					const struct packet_key *key)
 {
-	/* The last hop: the host stack answers for it. */
-	if (action->changes & CHANGE_DEC_TTL && !ttl_allows(ctx, key))
+	if (!(action->changes & CHANGE_DEC_TTL) || !key->ip_version)
+		return action->verdict;
+	/* The last hop, or too long for the next one: the host stack answers for it. */
+	if (!ttl_allows(ctx, key) || !ip_fits(ctx, key, action->out_ifindex))
 		return VERDICT_PASS;
 	return action->verdict;
 }

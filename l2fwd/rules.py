@@ -40,6 +40,7 @@ Actions
 - ``dec_ttl``: in a frame with IP (rule_keys.py), a TTL or hop limit of 0 or 1 sends the frame,
   unmodified, to the host stack (verdict ``pass``); otherwise it is one less and the IPv4 header
   checksum is updated as RFC 1624, equation 3 (a wrong one stays wrong).  Without IP: nothing.
+  The host stack also gets, unmodified, what is too long for LINK: it can fragment, and answer.
 - ``pop_vlan`` removes the outermost tag; without a tag: nothing.
 - ``push_vlan`` adds a tag 0x8100 with priority 0 in front of the others.
 """

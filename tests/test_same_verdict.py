@@ -14,7 +14,7 @@ from l2fwd.bpf import describe_attached
 from l2fwd.policy import Policy
 from l2fwd.rules import Action, parse_rules
 from tests.hostile_frames import TCP, UDP, A, B, arp, ethernet, ipv4, ports
-from tests.on_the_wire import DATA_PATHS, HOST, MODES, Crossing, End, add_link
+from tests.on_the_wire import DATA_PATHS, HOST, MODES, Crossing, End, add_link, count_up
 from tests.prologue import behind_another_program
 
 pytestmark = pytest.mark.privileged
@@ -170,6 +170,25 @@ def test_a_packet_over_the_other_links_mtu_is_counted_and_smaller_ones_pass(bed,
     reasons = {"afxdp": {"tx_busy_drops"}, "redirect": {"tx_mtu_drops"}}
     assert set(summary["drops"]) <= reasons.get(data_path, {"tx_busy_drops", "tx_mtu_drops"})
     assert sum(summary["drops"].values()) == 10
+
+
+@paths
+@modes
+def test_an_ip_packet_over_the_other_links_mtu_is_the_hosts_where_a_hop_is_counted(
+    bed, data_path, mode
+):
+    for netns, ifname in ((bed.fwd, "f1"), (bed.sink, "s0")):
+        with link.in_netns(netns):
+            link.set_mtu(ifname, 1000)
+    fitting, over = (ethernet(0x0800, ipv4(99, bytes(room)), src=A) for room in (980, 981))
+    with Crossing(bed, data_path, mode, "in f0 -> out f1 dec_ttl") as crossing:
+        for _ in range(4):
+            crossing.cross([fitting])
+            crossing.ends["f0"].socket.send(over)
+            assert crossing.ends[HOST].receive(1) == [over]
+            crossing.tally[HOST] += 1
+        summary = crossing.stop()
+    assert count_up(summary) == {"forwarded": 4, "dropped": 0, "host": 4}
 
 
 @paths
