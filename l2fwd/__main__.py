@@ -16,6 +16,7 @@ VERBS: Final = {
     "rxdrop": "receive packets and forget them",
     "txonly": "make packets and send them",
     "macswap": "send every packet back, its MAC addresses swapped",
+    "l3fwd": "route packets between links by the kernel's FIB",
     "rules": "test: which rule takes a frame, and why; check: read and count rules",
     "flows": "what a running hybrid engine has learned",
     "lab": "a veth test bed in namespaces: up, down, demo",

@@ -298,6 +298,11 @@ class JobConfig:
         return True
 
     @property
+    def takes_all(self) -> bool:
+        """Whether the links take in what is addressed to others."""
+        return True
+
+    @property
     def fill_target(self) -> int:
         """Frames kept lent for RX on each port; the rest of the UMEM is left for TX."""
         return max(1, min(self.socket.ring_size, self.umem.frame_count // 2))
@@ -361,6 +366,10 @@ class ForwardConfig(JobConfig):
         Of ``hybrid``.
     pin : str or None
         Folder to be made on a BPF file system: what is there goes on without the process.
+    routed : bool
+        Forward between the links by the kernel's routes, not by ``rules``.
+    more_links : tuple of str
+        Beside those of the pair and of the rules.
 
     Raises
     ------
@@ -377,12 +386,16 @@ class ForwardConfig(JobConfig):
     policy: Policy | None = None
     flows: FlowConfig = field(default_factory=FlowConfig)
     pin: str | None = None
+    routed: bool = False
+    more_links: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_ifname(self.in_link)
         check_ifname(self.out_link)
         if self.in_link == self.out_link:
             raise ConfigError(f"in and out are the same link, {self.in_link}; name two links")
+        if self.routed and (len(self.rules) or self.miss != "pass" or self.one_way or self.pin):
+            raise ConfigError("a routed job has no rules, miss policy, one-way or pin of its own")
         self._check_rules()
         if self.pin is not None:
             self._check_pin(self.pin)
@@ -422,7 +435,7 @@ class ForwardConfig(JobConfig):
                 f"got {self.umem.frame_count}"
             )
         if len(self.links) > MAX_LINKS:
-            raise ConfigError(f"the rules name {len(self.links)} links, {MAX_LINKS} are possible")
+            raise ConfigError(f"the job has {len(self.links)} links, {MAX_LINKS} are possible")
         self.check_policy(self.rules)
 
     def check_policy(self, rules: RuleTable) -> None:
@@ -442,12 +455,18 @@ class ForwardConfig(JobConfig):
     @property
     def uses_rules(self) -> bool:
         """Whether packets are told apart, or all of a pair are forwarded alike."""
-        return self.data_path != "afxdp" or len(self.rules) > 0 or self.miss != "pass"
+        is_plain = self.data_path == "afxdp" and not self.routed
+        return not is_plain or len(self.rules) > 0 or self.miss != "pass"
+
+    @property
+    def takes_all(self) -> bool:
+        return not self.routed
 
     @property
     def links(self) -> tuple[str, ...]:
         """Every link of the job, in and out first."""
-        return tuple(dict.fromkeys((self.in_link, self.out_link, *self.rules.links())))
+        named = (self.in_link, self.out_link, *self.more_links, *self.rules.links())
+        return tuple(dict.fromkeys(named))
 
     @property
     def receivers(self) -> int | None:

@@ -64,6 +64,7 @@ def size_of(types, type_id):
     ("name", "expected"),
     [
         ("afxdp", {"datapath_counters"}),
+        ("l3fwd", {"datapath_counters"}),
         ("redirect", LAYOUTS.keys() - FLOWS_ONLY),
         ("hybrid", LAYOUTS.keys()),
     ],

@@ -93,9 +93,9 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     """
     check_times(args)
     if args.data_path == "redirect":
-        _refuse(args, SOCKETS_ONLY, "is about sockets; --data-path redirect has none")
+        refuse(args, SOCKETS_ONLY, "is about sockets; --data-path redirect has none")
     if args.data_path != "hybrid":
-        _refuse(args, HYBRID_ONLY, "is about learned flows; only --data-path hybrid has them")
+        refuse(args, HYBRID_ONLY, "is about learned flows; only --data-path hybrid has them")
     rules = join_rules(args.rule, args.rules)
     asks = args.miss == "user" or any(rule.action.kind == "user" for rule in rules)
     if args.policy is not None and not asks:
@@ -125,15 +125,24 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     )
 
 
-def _refuse(args: argparse.Namespace, options: Mapping[str, object], reason: str) -> None:
+def refuse(args: argparse.Namespace, options: Mapping[str, object], reason: str) -> None:
+    """Refuse what was given of ``options``, a mapping to what they are when not given.
+
+    Raises
+    ------
+    ConfigError
+    """
     for name, default in options.items():
-        if getattr(args, name) != default:
+        if getattr(args, name, default) != default:
             raise ConfigError(f"{name.replace('_', '-')} {reason}")
 
 
 def run(args: argparse.Namespace) -> int:
-    config = config_from(args)
+    return run_config(args, config_from(args))
 
+
+def run_config(args: argparse.Namespace, config: ForwardConfig) -> int:
+    """Forward as ``config`` says; first warn of what would spoil packets on their way."""
     from l2fwd.check import check_packets
     from l2fwd.datapath.choose import make_path
 

@@ -157,6 +157,9 @@ def _ready_lines(event: dict[str, Any]) -> list[str]:
 
 
 def _link_line(each: dict[str, Any], *, with_sockets: bool) -> str:
+    if "rules" not in each:
+        how = f"by {each['route_rules']:,} rules" if with_sockets else "by the kernel's FIB"
+        return f"{each['link']}: {each['attach_mode']} XDP, routed {how}"
     where = "by the rules" if with_sockets else "in the kernel"
     count = each["rules"]
     rules = f"{count:,} rule{'s' * (count != 1)}" if count else "all to the other link"

@@ -8,7 +8,7 @@ from l2fwd import bpf, link
 from l2fwd.config import ForwardConfig
 from l2fwd.datapath.side import Side
 from l2fwd.errors import ConfigError
-from l2fwd.rule_maps import SHARED_MAPS, RuleMaps, map_sizes
+from l2fwd.rule_maps import MAX_ENTRIES, SHARED_MAPS, RuleMaps, map_sizes
 from l2fwd.rule_table import CompiledRules
 from l2fwd.rules import Action, Match, Rule, RuleTable
 
@@ -46,10 +46,12 @@ class Rulebook:
         self.table = config.rules
         self.ifindexes: dict[str, int] = {}
         self.programs: list[bpf.Program] = []
-        self.max_rules = map_sizes(len(config.rules))["hits"]
+        # Routes come and go while it runs.
+        room = map_sizes(MAX_ENTRIES // 2 if config.routed else len(config.rules))
+        self.max_rules = room["hits"]
         self.compiled = CompiledRules((), {})
         self._name = name
-        self._sizes = map_sizes(len(config.rules)) | (sizes or {})
+        self._sizes = room | (sizes or {})
         self._shared = SHARED_MAPS + shared
         self._per_queue = per_queue
         self._maps: RuleMaps | None = None
@@ -104,9 +106,10 @@ class Rulebook:
     def _ranked(self) -> Sequence[Rule]:
         """Return the rules by rank; without any, those of a plain pair of links.
 
-        But where a policy is asked about what no rule takes, no rules means all of it.
+        But where a policy is asked about what no rule takes, no rules means all of it; and no
+        routes mean that the host gets all.
         """
-        if len(self.table) or self.config.miss == "user":
+        if len(self.table) or self.config.miss == "user" or self.config.routed:
             return self.table.ranked()
         there = self._pair_rule(self.config.in_link, self.config.out_link, is_out=True)
         if self.config.one_way:

@@ -129,9 +129,10 @@ class RuledPath(SocketPath[ForwardConfig]):
     def _apply(self, rules: RuleTable) -> None:
         before, ids = self._book.compiled, self._book.ids()
         self._book.apply(rules)
-        for rule, rule_id in self._book.ids().items():
-            if rule not in ids:
-                self._counted_before[rule] = self._worker_hits(rule_id)
+        self._counted_before = {
+            rule: self._counted_before.get(rule, (0, 0)) if rule in ids else self._worker_hits(each)
+            for rule, each in self._book.ids().items()
+        }
         classifier = self._compile()
         self._swap(classifier)
         if self._flows is not None and self._learns:
@@ -198,11 +199,15 @@ class RuledPath(SocketPath[ForwardConfig]):
             {
                 "link": side.name,
                 "attach_mode": side.attachment.mode if side.attachment else "none",
-                "rules": len(self._book.table),
+                **self._describe(),
             }
             for side in self.sides
         ]
         return ready
+
+    def _describe(self) -> Event:
+        """Return what ``ready`` tells of each link, beside its name and mode."""
+        return {"rules": len(self._book.table)}
 
     def _open_again(self) -> None:
         self._note_modes()

@@ -70,8 +70,8 @@ class Side:
             undo.callback(attachment.detach)
             if config.strict and attachment.notes:
                 raise RunError(f"--strict: {attachment.notes[0]}")
-            # A forwarder takes in what is addressed to others; the hold ends with the process.
-            self._promiscuous = link.hold_promiscuous(self.link.ifindex)
+            if config.takes_all:  # the hold ends with the process
+                self._promiscuous = link.hold_promiscuous(self.link.ifindex)
             undo.pop_all()
         self.attachment = attachment
         return notes + attachment.notes
