@@ -159,8 +159,8 @@ def find_peer(link: Link) -> tuple[str | None, Link] | None:
     if link.peer_netns_id is None:
         return None, _link_at(link.peer_ifindex)
     for netns in (*list_netns(), INITIAL_NETNS):
-        # Not ours to enter, or not a namespace at all: the peer is not to be seen there.
-        with suppress(KernelError, OSError):
+        # Not ours to enter, not a namespace at all, or gone by now: the peer is not seen there.
+        with suppress(ConfigError, KernelError, OSError):
             if _netns_id(netns) == link.peer_netns_id:
                 with in_netns(netns):
                     return netns, _link_at(link.peer_ifindex)
