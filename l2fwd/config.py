@@ -392,7 +392,7 @@ class ForwardConfig(JobConfig):
     def __post_init__(self) -> None:
         check_ifname(self.in_link)
         check_ifname(self.out_link)
-        if self.in_link == self.out_link:
+        if self.in_link == self.out_link and not self.routed:
             raise ConfigError(f"in and out are the same link, {self.in_link}; name two links")
         if self.routed and (len(self.rules) or self.miss != "pass" or self.one_way or self.pin):
             raise ConfigError("a routed job has no rules, miss policy, one-way or pin of its own")

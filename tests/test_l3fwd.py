@@ -347,6 +347,21 @@ def test_a_routed_packet_is_one_hop_older_and_else_the_same(net, route, options)
 
 
 @pytest.mark.parametrize("options", PATHS)
+def test_one_link_is_a_router_on_a_stick(net, route, options):
+    net.ip(net.fwd, f"neigh add 10.1.0.9 lladdr {NEW_MAC} dev f0 nud permanent",
+           "route add 10.9.0.0/24 via 10.1.0.9")  # fmt: skip
+    forwarder = route(*options, links=("f0",))
+    packet = frame_to(net, ttl=9)
+    packet[IP].dst = "10.9.0.5"
+    before = forwarded(forwarder)
+    with raw(net.bed.gen, "g0") as end:
+        end.send(bytes(packet))
+        (found,) = arrivals(end)
+    assert forwarded(forwarder) == before + 1
+    assert (found.dst, found[IP].ttl) == (NEW_MAC, 8)
+
+
+@pytest.mark.parametrize("options", PATHS)
 def test_what_is_for_another_station_or_on_a_vlan_is_not_routed(net, route, options):
     forwarder = route(*options)
     assert takes_over(net, forwarder, SINK[4])
@@ -412,7 +427,6 @@ def run_l3fwd(net, *words):
     ("words", "said"),
     [
         ([], ["link is missing"]),
-        (["f0"], ["between links", "f0"]),
         (["f0", "f0"], ["f0 is named twice"]),
         (["f0", "f1", "f0"], ["f0 is named twice"]),
         (["f0", "nosuch0"], ["nosuch0", "does not exist"]),

@@ -40,12 +40,10 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ConfigError(f"{twice[0]} is named twice; name each link once")
-    if len(names) < 2:
-        raise ConfigError(f"l3fwd routes between links: name another one beside {names[0]}")
     return ForwardConfig(
         in_link=names[0],
-        out_link=names[1],
-        more_links=names[2:],
+        out_link=names[-1],  # alone, a router on a stick
+        more_links=names[1:-1],
         routed=True,
         data_path=args.data_path,
         **socket_settings(args, 2 * len(names)),
