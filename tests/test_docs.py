@@ -1,5 +1,7 @@
 """What the README says works as it stands."""
 
+import argparse
+import importlib
 import inspect
 import re
 import subprocess
@@ -105,3 +107,23 @@ def test_every_file_in_the_architecture_exists():
     for name in re.findall(r"[\w/]+\.(?:py|pyx|pxd|bpf\.c|h)\b", layers):
         places = [ROOT, ROOT / "l2fwd", ROOT / "l2fwd" / "datapath", ROOT / "kern"]
         assert any((place / name).exists() for place in places), name
+
+
+OF_ANOTHER = {"rxdrop": {"--sequence"}}
+
+
+def test_every_option_in_the_document_of_the_verbs_exists():
+    text = (ROOT / "docs" / "verbs.md").read_text().split("## Command lines of other tools")[0]
+    common, *sections = re.split(r"^## (?=\w+: )", text, flags=re.MULTILINE)
+    assert len(sections) == 7
+    for section in sections:
+        verb = section.partition(":")[0]
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"l2fwd.cli.{verb}").add_arguments(parser)
+        known = parser._option_string_actions
+        own = section if verb == "dump" else section + common
+        words = re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", " ".join(re.findall(r"`([^`]+)`", own)))
+        for line in blocks(section, ""):
+            words += re.findall(r" (--?[a-zA-Z][a-z-]*)", line)
+        for option in set(words) - {"--help"} - OF_ANOTHER.get(verb, set()):
+            assert option in known, f"{verb} {option}"
