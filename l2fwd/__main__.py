@@ -17,6 +17,8 @@ VERBS: Final = {
     "txonly": "make packets and send them",
     "macswap": "send every packet back, its MAC addresses swapped",
     "l3fwd": "route packets between links by the kernel's FIB",
+    "echo": "answer ping, ARP and neighbour solicitation for given addresses",
+    "sample": "every n-th packet to the host, the others to the sockets",
     "rules": "test: which rule takes a frame, and why; check: read and count rules",
     "flows": "what a running hybrid engine has learned",
     "lab": "a veth test bed in namespaces: up, down, demo",

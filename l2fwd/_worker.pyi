@@ -7,6 +7,7 @@ from l2fwd._rings import Port
 class Job:
     @property
     def is_done(self) -> bool: ...
+    def counters(self) -> dict[str, int]: ...
 
 class Worker:
     def __init__(

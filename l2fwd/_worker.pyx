@@ -481,6 +481,10 @@ cdef class Job:
         """True once there is nothing left to do, ever."""
         return False
 
+    def counters(self):
+        """Return what this kind of job counts beside its port, by name; callable while it runs."""
+        return {}
+
 
 cdef class Worker:
     """Forwards between ports that share a frame pool.

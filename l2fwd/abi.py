@@ -61,6 +61,14 @@ DATAPATH_COUNTERS: Final = (
     "upcall_packets",
 )
 
+# enum question_kind in kern/answer.h: what is answered, in the order of the counters.
+ANSWER_KINDS: Final = ("echo4", "echo6", "arp", "nd")
+# enum echo_flag in kern/echo.bpf.c.
+ECHO_FLAGS: Final = {"any_address": 1 << 0, "in_kernel": 1 << 1, "redirect": 1 << 2}
+
+# struct sample_counters in kern/sample.bpf.c, per CPU and RX queue.
+SAMPLE_COUNTERS: Final = ("passed_packets", "redirected_packets")
+
 VERDICTS: Final = {"pass": 0, "drop": 1, "out": 2, "user": 3}  # enum rule_verdict
 CHANGES: Final = {  # enum rule_change, in the order of application
     "dec_ttl": 1 << 0,

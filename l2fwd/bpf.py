@@ -212,6 +212,23 @@ def unload(ifindex: int, ifname: str) -> Attached | None:
     return found
 
 
+def remove(ifindex: int, ifname: str, found: Attached) -> None:
+    """Detach a program that somebody else has put on a link.
+
+    Raises
+    ------
+    RunError
+        If there is one in more than one mode.
+    KernelError
+    """
+    if found.link_id:
+        _bpf.detach_link(found.link_id)
+    elif found.mode == "multi":
+        raise RunError(f"{ifname}: programs in several modes; ip link set {ifname} xdp off")
+    else:
+        _bpf.xdp_detach(ifindex, _MODES[AttachMode(found.mode)][0], ifname)
+
+
 @dataclass(slots=True)
 class Attachment:
     """A program on a link, until ``detach``.

@@ -247,6 +247,8 @@ class JobConfig:
         Make it an error to obtain less than the driver offers.
     chain : bool
         Attach through libxdp's dispatcher, beside other XDP programs.
+    force : bool
+        Remove another program from the link, unless an engine of ours runs it.
     batch_size : int
         Packets per burst.
     busy_poll : bool
@@ -267,6 +269,7 @@ class JobConfig:
     mode: AttachMode = AttachMode.AUTO
     strict: bool = False
     chain: bool = False
+    force: bool = False
     batch_size: int = DEFAULT_BATCH_SIZE
     busy_poll: bool = False
     umem: UmemConfig = field(default_factory=UmemConfig)

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from l2fwd.abi import ANSWER_KINDS
+
 # Reason -> what it means to the user.  Every packet not forwarded is in one of them.
 DROP_REASONS: Final = {
     "rx_fill_empty_drops": "no free frame when it arrived",
@@ -121,6 +123,14 @@ class Snapshot:
         return self.total("tx_completed") - self.dropped("tx_busy_drops", "tx_invalid_drops")
 
     @property
+    def answered(self) -> dict[str, int]:
+        """Packets that were sent back as answers, by kind; empty where nothing answers."""
+        kinds = [f"answered_{kind}" for kind in ANSWER_KINDS]
+        if not any(kind in port.counters for port in self.ports for kind in kinds):
+            return {}
+        return {kind.removeprefix("answered_"): self.total(kind) for kind in kinds}
+
+    @property
     def slow_path(self) -> int:
         """Packets that went through user space."""
         return sum(p.counters.get("rx_packets", 0) for p in self.ports if p.queue != KERNEL_QUEUE)
@@ -147,6 +157,7 @@ class Snapshot:
             "slow_path": self.slow_path,
             "consumed": self.total("consumed_packets"),
             "generated": self.total("generated_packets"),
+            **({"answered": self.answered} if self.answered else {}),
             "in_flight": self.in_flight,
             "drops": self.drops,
             **({"flows": self.flows} if self.flows else {}),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l2fwd import abi, records, rule_keys, rule_maps, rule_table
+from l2fwd import abi, records, rule_keys, rule_maps, rule_table, tool_config
 from l2fwd.rule_keys import KEY
 from l2fwd.rule_table import ACTION
 
@@ -33,7 +33,11 @@ LAYOUTS = {
     "flow": records.FLOW,
     "queue_progress": np.dtype(PROGRESS),
     "datapath_counters": np.dtype(COUNTERS),
+    "asked_address": np.dtype([("bytes", "16u1"), ("version", "=u4")]),
+    "echo_settings": np.dtype([("mac", "6u1"), ("flags", "=u2")]),
+    "sample_counters": np.dtype([(name, "=u8") for name in abi.SAMPLE_COUNTERS]),
 }
+TOOLS_ONLY = {"asked_address", "echo_settings", "sample_counters"}
 FLOWS_ONLY = {"flow_key", "flow", "queue_progress"}
 
 
@@ -65,8 +69,10 @@ def size_of(types, type_id):
     [
         ("afxdp", {"datapath_counters"}),
         ("l3fwd", {"datapath_counters"}),
-        ("redirect", LAYOUTS.keys() - FLOWS_ONLY),
-        ("hybrid", LAYOUTS.keys()),
+        ("redirect", LAYOUTS.keys() - FLOWS_ONLY - TOOLS_ONLY),
+        ("hybrid", LAYOUTS.keys() - TOOLS_ONLY),
+        ("echo", {"asked_address", "echo_settings", "datapath_counters"}),
+        ("sample", {"sample_counters"}),
     ],
 )
 def test_the_layouts_in_python_are_those_of_the_objects(name, expected):
@@ -108,3 +114,15 @@ def test_the_enums_in_python_are_those_of_the_header():
     assert bits["KEY_LINK_LOCAL"] == rule_keys.LINK_LOCAL
     verdicts = re.findall(r"^\tVERDICT_(\w+),$", text, re.MULTILINE)
     assert {name.lower(): i for i, name in enumerate(verdicts)} == abi.VERDICTS
+
+
+def test_what_echo_shares_with_the_kernel_is_that_of_its_sources():
+    kern = HEADER.parent
+    text = (kern / "answer.h").read_text()
+    kinds = re.findall(r"^\tASKS_(\w+),$", text, re.MULTILINE)
+    assert kinds == ["ECHO4", "ECHO6", "ARP", "NEIGHBOUR", "NOTHING"]
+    assert len(kinds) - 1 == len(abi.ANSWER_KINDS)
+    text = (kern / "echo.bpf.c").read_text()
+    bits = re.findall(r"ECHO_(\w+) = 1 << (\d)", text)
+    assert {name.lower(): 1 << int(bit) for name, bit in bits} == abi.ECHO_FLAGS
+    assert f"max_entries, {tool_config.MAX_ANSWERED})" in text

@@ -21,7 +21,11 @@ LAYERS = (
     {"rule_table"},
     {"policy"},
     {"config"},
-    {"_rings", "_classify", "_decide", "_worker", "_jobs", "_generator", "_verifier", "_socket"},
+    {"tool_config"},
+    {
+        "_rings", "_classify", "_decide", "_worker", "_jobs", "_answer", "_generator",
+        "_verifier", "_socket",
+    },
     {"link", "rtnetlink", "ethtool", "netdev", "bpf", "pins", "_bpf"},
     {"rule_maps", "flow_table", "routes", "xsk"},
     {"batch", "link_programs"},
@@ -42,6 +46,8 @@ WITHIN_A_LAYER = {
     ("_generator", "_worker"),
     ("_verifier", "_rings"),
     ("_verifier", "_worker"),
+    ("_answer", "_rings"),
+    ("_answer", "_worker"),
     ("_worker", "_rings"),
     ("_worker", "_classify"),
     ("_worker", "_decide"),
@@ -79,6 +85,7 @@ HOT_SOURCES = (
     "_jobs.pyx",
     "_generator.pyx",
     "_verifier.pyx",
+    "_answer.pyx",
 )
 HOT_DEFINITION = re.compile(r"^cdef (?:inline )?[^\n(=]*?(\w+)\([^)]*\) noexcept nogil:", re.M)
 HOT_AT_LEAST = {
@@ -86,7 +93,7 @@ HOT_AT_LEAST = {
     "ring_peek", "ring_reserve", "ring_submit", "ring_release", "rewrite_packet",
     "parse_packet", "classify", "list_hits", "ttl_allows", "change_packet", "decide_burst",
     "take_packet", "turn_of_pair", "turn_with_rules", "drop_burst",
-    "generate_burst", "patch_packet", "take_due", "verify_burst", "find_datagram", "note_number",
+    "generate_burst", "patch_packet", "take_due", "verify_burst", "find_datagram", "note_number", "answer_burst", "answer_packet",
 }  # fmt: skip
 
 

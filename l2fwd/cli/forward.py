@@ -1,10 +1,10 @@
 """``forward IN OUT``: move frames between two links until stopped."""
 
 import argparse
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from l2fwd.cli.options import check_times, run_path, socket_settings
+from l2fwd.cli import options
+from l2fwd.cli.options import check_times, refuse, run_path, socket_settings
 from l2fwd.config import DEFAULT_RING_SIZE, FlowConfig, ForwardConfig, Rewrite
 from l2fwd.errors import ConfigError
 from l2fwd.policy import load_policy
@@ -62,21 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no reports, only what is obtained and the summary")
 
 
-# Options about sockets and workers, and what they are when not given.
-SOCKETS_ONLY = {
-    "queues": "all",
-    "cpus": None,
-    "bind": "auto",
-    "batch_size": None,
-    "frame_size": 2048,
-    "frames": None,
-    "headroom": 0,
-    "huge_pages": False,
-    "ring_size": DEFAULT_RING_SIZE,
-    "busy_poll": False,
-    "need_wakeup": True,
-    "policy": None,
-}
+SOCKETS_ONLY = {**options.SOCKETS_ONLY, "headroom": 0, "policy": None}
 HYBRID_ONLY = {
     "flow_timeout": 300.0,
     "flow_table_size": 65536,
@@ -123,18 +109,6 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
             swap_mac=args.swap_mac,
         ),
     )
-
-
-def refuse(args: argparse.Namespace, options: Mapping[str, object], reason: str) -> None:
-    """Refuse what was given of ``options``, a mapping to what they are when not given.
-
-    Raises
-    ------
-    ConfigError
-    """
-    for name, default in options.items():
-        if getattr(args, name, default) != default:
-            raise ConfigError(f"{name.replace('_', '-')} {reason}")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,13 +2,14 @@
 
 import argparse
 
-from l2fwd.cli.forward import SOCKETS_ONLY, refuse, run_config
+from l2fwd.cli.forward import SOCKETS_ONLY, run_config
 from l2fwd.cli.options import (
     add_links,
     add_report_options,
     add_socket_options,
     check_times,
     links_of,
+    refuse,
     socket_settings,
 )
 from l2fwd.config import ForwardConfig

@@ -1,8 +1,8 @@
 """What the traffic tools have in common: xdpsock's letters and long names, and how they run."""
 
 import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from l2fwd.config import (
     DEFAULT_BATCH_SIZE,
@@ -60,6 +60,7 @@ def add_socket_options(parser: argparse.ArgumentParser) -> None:
     add("--ring-size", type=int, default=DEFAULT_RING_SIZE, help="slots per ring (2048)")
     add("--huge-pages", action="store_true", help="take packet memory from 2 MiB pages")
     add("--strict", action="store_true", help="fail rather than fall back")
+    add("--force", action="store_true", help="remove another XDP program from the link")
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
@@ -156,6 +157,17 @@ def socket_settings(args: argparse.Namespace, rings: int) -> dict[str, Any]:
     }
 
 
+def tool_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of a ``ToolConfig`` that the tools share.
+
+    Raises
+    ------
+    ConfigError
+    """
+    check_times(args)
+    return {"link_names": links_of(args), "force": args.force, **socket_settings(args, 2)}
+
+
 def tool_config(args: argparse.Namespace, **more: Any) -> ToolConfig:
     """Turn the options that the tools share into a checked configuration.
 
@@ -163,8 +175,34 @@ def tool_config(args: argparse.Namespace, **more: Any) -> ToolConfig:
     ------
     ConfigError
     """
-    check_times(args)
-    return ToolConfig(link_names=links_of(args), **socket_settings(args, 2), **more)
+    return ToolConfig(**tool_settings(args), **more)
+
+
+# Options about sockets and workers, and what they are when not given.
+SOCKETS_ONLY: Final = {
+    "queues": "all",
+    "cpus": None,
+    "bind": "auto",
+    "batch_size": None,
+    "frame_size": 2048,
+    "frames": None,
+    "huge_pages": False,
+    "ring_size": DEFAULT_RING_SIZE,
+    "busy_poll": False,
+    "need_wakeup": True,
+}
+
+
+def refuse(args: argparse.Namespace, options: Mapping[str, object], reason: str) -> None:
+    """Refuse options that were given, and mean nothing here.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for name, default in options.items():
+        if getattr(args, name, default) != default:
+            raise ConfigError(f"{name.replace('_', '-')} {reason}")
 
 
 def run_path(

@@ -122,9 +122,11 @@ class Printer:
         print(end="", flush=True)
 
     def _more_lines(self, port: dict[str, Any]) -> list[str]:
-        """Return what ``extra`` and ``app`` ask for about one socket."""
+        """Return what its program has counted, and what ``extra`` and ``app`` ask for."""
         name = f"  {port['link']} queue {port['queue']}"
         lines = []
+        if "redirected_packets" in port:
+            lines.append(f"{name}: {_split(port)}")
         if self._extra:
             drops = [f"{each.removesuffix('_drops')} {port['drops'].get(each, 0):,}"
                      for each in _SOCKET_DROPS]  # fmt: skip
@@ -133,6 +135,14 @@ class Printer:
             counts = [f"{each} {port.get(each, 0):,}" for each in _APP_COUNTERS if each in port]
             lines.append(f"{name}: {', '.join(counts)}")
         return lines
+
+
+def _split(port: dict[str, Any]) -> str:
+    """Say how a program has split the packets of a queue."""
+    return (
+        f"passed {port['passed_packets']:,} to the host, "
+        f"redirected {port['redirected_packets']:,} to the socket"
+    )
 
 
 def _row(rate: dict[str, Any]) -> list[str]:
@@ -161,6 +171,8 @@ def _link_line(each: dict[str, Any], *, with_sockets: bool) -> str:
         how = f"by {each['route_rules']:,} rules" if with_sockets else "by the kernel's FIB"
         return f"{each['link']}: {each['attach_mode']} XDP, routed {how}"
     where = "by the rules" if with_sockets else "in the kernel"
+    if "does" in each:
+        return f"{each['link']}: {each['attach_mode']} XDP, {each['does']}"
     count = each["rules"]
     rules = f"{count:,} rule{'s' * (count != 1)}" if count else "all to the other link"
     pin = f", pinned in {each['pin']}" if each.get("pin") else ""
@@ -190,6 +202,14 @@ def _summary_lines(event: dict[str, Any], verb: str) -> list[str]:
         lines.append(f"through user space {event['slow_path']:,}; flows: {counts}")
     if "verify" in event:
         lines.append(verdict_text(event["verify"]))
+    if "answered" in event:
+        counts = ", ".join(f"{kind} {count:,}" for kind, count in event["answered"].items())
+        lines.append(f"answered: {counts}")
+    lines += [
+        f"{port['link']} queue {port['queue']}: {_split(port)}"
+        for port in event["ports"]
+        if "redirected_packets" in port
+    ]
     places = ", ".join(f"{place} {count}" for place, count in event["frames"].items() if count)
     return [*lines, f"frames: {places}"] if places else lines
 

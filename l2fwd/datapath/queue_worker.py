@@ -215,6 +215,8 @@ class QueueWorker:
         if self.worker is not None:
             turns, sleeps = self.worker.turns
             add(samples[0].counters, {"worker_turns": turns, "worker_sleeps": sleeps})
+            if self.worker.job is not None:
+                add(samples[0].counters, self.worker.job.counters())
         return samples
 
     def rule_hits(self, rule_id: int) -> tuple[int, int]:

@@ -6,15 +6,16 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from l2fwd import bpf, link
-from l2fwd.config import AttachMode, ForwardConfig, JobConfig
+from l2fwd.config import AttachMode, JobConfig
 from l2fwd.datapath import Notify
 from l2fwd.errors import ConfigError, KernelError, RunError
 from l2fwd.netdev import xdp_features
 from l2fwd.stats import KERNEL_QUEUE, PortSample
 
+Config = TypeVar("Config", bound=JobConfig)
 MakeProgram = Callable[[link.Link], bpf.Program]
 
 # Counter of kern/l2fwd.h -> drop reason.
@@ -98,6 +99,9 @@ class Side:
         if found.is_ours and not found.pids:
             bpf.unload(self.link.ifindex, self.name)
             return [f"{self.name}: removed {found}, left by an engine that was killed"]
+        if self.config.force and not found.is_ours:
+            bpf.remove(self.link.ifindex, self.name, found)
+            return [f"{self.name}: removed {found}, as --force says"]
         if self.config.chain and not found.is_ours:
             return []
         remedy = (
@@ -125,8 +129,8 @@ class Side:
         return link.find_link(self.name).has_carrier
 
 
-def with_redirect_mode(config: ForwardConfig, notify: Notify) -> ForwardConfig:
-    """Choose skb mode, said loudly, where a veth would drop what is redirected to it natively.
+def with_redirect_mode(config: Config, notify: Notify) -> Config:
+    """Choose skb mode, said loudly, where a veth would drop what a program sends by it natively.
 
     Only veth tells beforehand: other drivers announce it once a program is attached.
 

@@ -10,9 +10,11 @@ from l2fwd.datapath import Event, Notify
 from l2fwd.datapath.queue_worker import QueueWorker
 from l2fwd.datapath.socket_path import SocketPath, choose_cpus, choose_queues
 from l2fwd.link import Link
+from l2fwd.stats import Snapshot
 from l2fwd.xsk import Umem
 
 MakeJob = Callable[[QueueWorker], Job]
+ReadProgram = Callable[[bpf.Program, int], dict[str, int]]
 
 
 class ToolPath(SocketPath[ToolConfig]):
@@ -28,6 +30,8 @@ class ToolPath(SocketPath[ToolConfig]):
         Returns the job of a worker; None: packets are sent back with their MACs swapped.
     make_program : callable, optional
         Opens the program for a link, in place of the one that sends all to the sockets.
+    read_program : callable, optional
+        Returns what a program has counted for a queue.
 
     Raises
     ------
@@ -42,10 +46,12 @@ class ToolPath(SocketPath[ToolConfig]):
         verb: str,
         make_job: MakeJob | None = None,
         make_program: Callable[[Link], bpf.Program] | None = None,
+        read_program: ReadProgram | None = None,
     ) -> None:
         self._verb = verb
         self._make_job = make_job
         self._make_own_program = make_program
+        self._read_program = read_program
         super().__init__(config, notify)
 
     def _make_workers(self) -> list[QueueWorker]:
@@ -67,3 +73,12 @@ class ToolPath(SocketPath[ToolConfig]):
 
     def start(self, is_stopping: Callable[[], bool] = lambda: False) -> Event:
         return {"verb": self._verb, **super().start(is_stopping)}
+
+    def _sample_now(self) -> Snapshot:
+        snapshot = super()._sample_now()
+        programs = {side.name: side.program for side in self.sides}
+        for port in snapshot.ports:
+            program = programs[port.link]
+            if self._read_program is not None and program is not None:
+                port.counters |= self._read_program(program, port.queue)
+        return snapshot
