@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from l2fwd.cli import silence_stdout
-from l2fwd.cli.seed import is_seed, translate
+from l2fwd.cli.seed import translate
 from l2fwd.errors import L2fwdError
 
 VERSION: Final = "0.1.0"
@@ -42,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if verb in VERBS:
             return _run_verb(verb, arguments[1:])
-        if is_seed(arguments):
-            return _run_verb("forward", translate(arguments))
+        line = translate(arguments)
+        if line is not None:
+            for note in line.notes:
+                print(f"l2fwd: {note}", file=sys.stderr)
+            return _run_verb(line.verb, line.arguments)
         _top_parser().parse_args(arguments or ["--help"])
     except KeyboardInterrupt:
         return 130
