@@ -146,6 +146,19 @@ def run(bed, *words):
     )  # fmt: skip
 
 
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    "words",
+    [["sample"], ["echo", "--address", "192.0.2.1"], ["echo", "--in-kernel", "--any-address"]],
+    ids=" ".join,
+)
+def test_offload_is_tried_and_refused_in_plain_words(bed, words):
+    done = run(bed, *words, "f0", "--mode", "offload")
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+    assert "offload to f0: driver veth does not run this program" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from l2fwd.cli.options import SOCKETS_ONLY, add_tool_options, refuse, run_path, tool_settings
+from l2fwd.config import AttachMode
 from l2fwd.tool_config import EchoConfig
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
     def prepare(notify: "Printer") -> "DataPath":
         path = make_echo_path(config, notify)
-        for name in config.links if config.in_kernel else ():
+        is_native = config.mode is AttachMode.NATIVE  # with auto, it falls back by itself
+        for name in config.links if config.in_kernel and is_native else ():
             for finding in check_packets(name, redirect=True):
                 notify({"event": "warning", "message": str(finding)})
         return path
