@@ -23,8 +23,15 @@ LAYERS = (
     {"config"},
     {"tool_config"},
     {
-        "_rings", "_classify", "_decide", "_worker", "_jobs", "_answer", "_generator",
-        "_verifier", "_socket",
+        "_rings",
+        "_classify",
+        "_decide",
+        "_worker",
+        "_jobs",
+        "_answer",
+        "_generator",
+        "_verifier",
+        "_socket",
     },
     {"link", "rtnetlink", "ethtool", "netdev", "bpf", "pins", "_bpf"},
     {"rule_maps", "flow_table", "routes", "xsk"},
@@ -93,7 +100,8 @@ HOT_AT_LEAST = {
     "ring_peek", "ring_reserve", "ring_submit", "ring_release", "rewrite_packet",
     "parse_packet", "classify", "list_hits", "ttl_allows", "change_packet", "decide_burst",
     "take_packet", "turn_of_pair", "turn_with_rules", "drop_burst",
-    "generate_burst", "patch_packet", "take_due", "verify_burst", "find_datagram", "note_number", "answer_burst", "answer_packet",
+    "generate_burst", "patch_packet", "take_due", "verify_burst", "find_datagram", "note_number",
+    "answer_burst", "answer_packet",
 }  # fmt: skip
 
 
