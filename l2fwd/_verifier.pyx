@@ -294,7 +294,7 @@ cdef class Verifier(Job):
         if packet.shape[0] >= 14:
             verify_packet(&self.own, &packet[0], <uint32_t>packet.shape[0], now_ns)
 
-    def counters(self):
+    def findings(self):
         """Return what was counted, as the fields of ``l2fwd.verification.Seen``."""
         cdef int i
         return {

@@ -122,7 +122,8 @@ def test_every_option_in_the_document_of_the_verbs_exists():
         importlib.import_module(f"l2fwd.cli.{verb}").add_arguments(parser)
         known = parser._option_string_actions
         own = section if verb == "dump" else section + common
-        words = re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", " ".join(re.findall(r"`([^`]+)`", own)))
+        spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", own, flags=re.DOTALL))
+        words = re.findall(r"(?<![\w-])--?[a-zA-Z][a-z-]*", " ".join(spans))
         for line in re.findall(r"^python -m l2fwd .*", section, re.MULTILINE):
             words += re.findall(r" (--?[a-zA-Z][a-z-]*)", line.replace(" -m l2fwd", ""))
         for option in set(words) - {"--help"} - OF_ANOTHER.get(verb, set()):

@@ -397,7 +397,7 @@ def verdict_on(packets, verifier=None):
     verifier = verifier or Verifier()
     for packet in packets:
         verifier.check(packet, time.monotonic_ns())
-    return judge([Seen(**verifier.counters())])
+    return judge([Seen(**verifier.findings())])
 
 
 @pytest.mark.parametrize(
@@ -541,7 +541,7 @@ def test_latencies_are_ranked():
     for n, packet in enumerate(packets):
         verifier.check(packet, sent_ns + 1000 * (n + 1))
     verifier.check(numbered(1000), sent_ns - 1)  # another clock: no time is taken
-    latency = judge([Seen(**verifier.counters())])["latency_us"]
+    latency = judge([Seen(**verifier.findings())])["latency_us"]
     for name, exact in (("p50", 500), ("p99", 990), ("p999", 999)):
         assert exact <= latency[name] <= exact * 33 / 32
     assert latency["max"] == 1000
@@ -553,8 +553,8 @@ def test_latencies_of_any_size_have_a_bucket():
     (*_, sent_ns) = NUMBERED.unpack_from(packet, 42)
     for shift in range(62):
         verifier.check(packet, sent_ns + (1 << shift))
-    assert sum(verifier.counters()["latency"]) == 62
-    assert judge([Seen(**verifier.counters())])["latency_us"]["max"] == 2**61 / 1000
+    assert sum(verifier.findings()["latency"]) == 62
+    assert judge([Seen(**verifier.findings())])["latency_us"]["max"] == 2**61 / 1000
 
 
 # Both together
@@ -588,7 +588,7 @@ def test_what_is_sent_arrives_while_the_ring_indices_pass_32_bits(settings):
     assert counters["rx_packets"] == counters["consumed_packets"] == MANY
     assert sum(worker.frames().values()) == 512
     assert receiver.rings["rx"].producer == (start + MANY) % 2**32
-    verdict = judge([Seen(**verifier.counters())])
+    verdict = judge([Seen(**verifier.findings())])
     assert (verdict["packets"], verdict["streams"]) == (MANY, 1)
     assert has_passed(verdict)
 

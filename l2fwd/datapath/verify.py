@@ -32,5 +32,5 @@ class VerifierPath(ToolPath):
 
     def _sample_now(self) -> Snapshot:
         snapshot = super()._sample_now()
-        snapshot.verify = judge(Seen(**job.counters()) for job in self._jobs.values())
+        snapshot.verify = judge(Seen(**job.findings()) for job in self._jobs.values())
         return snapshot
