@@ -167,12 +167,12 @@ def _ready_lines(event: dict[str, Any]) -> list[str]:
 
 
 def _link_line(each: dict[str, Any], *, with_sockets: bool) -> str:
+    if "does" in each:
+        return f"{each['link']}: {each['attach_mode']} XDP, {each['does']}"
     if "rules" not in each:
         how = f"by {each['route_rules']:,} rules" if with_sockets else "by the kernel's FIB"
         return f"{each['link']}: {each['attach_mode']} XDP, routed {how}"
     where = "by the rules" if with_sockets else "in the kernel"
-    if "does" in each:
-        return f"{each['link']}: {each['attach_mode']} XDP, {each['does']}"
     count = each["rules"]
     rules = f"{count:,} rule{'s' * (count != 1)}" if count else "all to the other link"
     pin = f", pinned in {each['pin']}" if each.get("pin") else ""
