@@ -1,5 +1,5 @@
 # A port driven call by call: the library's sockets.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 
 from l2fwd._rings cimport Memory, Port
 
@@ -23,5 +23,4 @@ cdef class Channel(Port):
     cdef int _enter(self) except -1     # once a call: not for two threads at a time
     cdef int _kick(self) except -1
     cdef int _submit(self, uint32_t count) except -1
-    cdef void _put(self, uint32_t slot, uint64_t addr, uint32_t length) noexcept
     cdef void _received(self, uint32_t count) noexcept

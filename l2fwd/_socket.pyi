@@ -36,3 +36,13 @@ class Channel(Port):
     def tx_packets(self) -> int: ...
     @property
     def sent_out(self) -> int: ...
+
+def to_bytes(
+    window: Any, addrs: NDArray[np.uint64], lengths: NDArray[np.uint32]
+) -> list[bytes]: ...
+def to_rows(
+    window: Any,
+    addrs: NDArray[np.uint64],
+    lengths: NDArray[np.uint32],
+    rows: NDArray[np.uint8],
+) -> None: ...

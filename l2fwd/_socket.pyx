@@ -95,6 +95,15 @@ cdef inline void top_up(PortState* port) noexcept nogil:
         refill(port)
 
 
+cdef inline void put_frame(PortState* port, uint32_t slot, uint64_t addr,
+                           uint32_t length) noexcept nogil:
+    """Put the frame on top of the pool, now written, on the TX ring."""
+    port.pool.count -= 1
+    frame_move(port.pool, addr, PLACE_POOL, PLACE_TX)
+    tx_slot(&port.tx, slot)[0] = xdp_desc(addr, length, 0)
+    port.counters.tx_bytes += length
+
+
 cdef class Channel(Port):
     """A port for the library: no thread of its own, the caller's calls drive it.
 
@@ -265,7 +274,7 @@ cdef class Channel(Port):
         cdef PortState* port = &self.state
         cdef FramePool* pool = port.pool
         cdef uint32_t slot = 0
-        cdef uint32_t room, i
+        cdef uint32_t room
         cdef uint32_t sent = 0
         cdef uint64_t addr
         cdef uint32_t length
@@ -273,10 +282,10 @@ cdef class Channel(Port):
         reclaim(port)
         room = ring_reserve(&port.tx, min(<uint32_t>(len(packets) - first), pool.count), &slot)
         try:
-            for i in range(room):
+            for packet in taken(packets, first, room):
                 addr = pool.addrs[pool.count - 1]
-                length = copy_packet(pool, addr, packets[first + i], first + i)
-                self._put(slot + sent, addr, length)
+                length = copy_packet(pool, addr, packet, first + sent)
+                put_frame(port, slot + sent, addr, length)
                 sent += 1
         finally:
             self._submit(sent)
@@ -298,7 +307,7 @@ cdef class Channel(Port):
         if port.pool.count == 0 or ring_reserve(&port.tx, 1, &slot) == 0:
             return False
         addr = port.pool.addrs[port.pool.count - 1]
-        self._put(slot, addr, copy_packet(port.pool, addr, packet, 0))
+        put_frame(port, slot, addr, copy_packet(port.pool, addr, packet, 0))
         self._submit(1)
         return True
 
@@ -331,7 +340,7 @@ cdef class Channel(Port):
                 else:
                     for j in range(lengths[first + i]):
                         pool.data[addr + j] = rows[first + i, j]
-                self._put(slot + sent, addr, lengths[first + i])
+                put_frame(port, slot + sent, addr, lengths[first + i])
                 sent += 1
         finally:
             self._submit(sent)
@@ -379,13 +388,6 @@ cdef class Channel(Port):
         finally:
             self._submit(sent)
         return sent
-
-    cdef void _put(self, uint32_t slot, uint64_t addr, uint32_t length) noexcept:
-        cdef FramePool* pool = self.state.pool
-        pool.count -= 1
-        frame_move(pool, addr, PLACE_POOL, PLACE_TX)
-        tx_slot(&self.state.tx, slot)[0] = xdp_desc(addr, length, 0)
-        self.state.counters.tx_bytes += length
 
     cdef int _submit(self, uint32_t count) except -1:
         if count == 0:
@@ -482,6 +484,13 @@ cdef class Channel(Port):
         return self.state.tx_lent
 
 
+cdef list taken(packets, Py_ssize_t first, uint32_t count):
+    """Return ``count`` packets from ``first`` on in a list that nobody else changes."""
+    if isinstance(packets, (list, tuple)):
+        return list(packets[first:first + count])
+    return [packets[first + i] for i in range(count)]
+
+
 cdef int check_length(const FramePool* pool, size_t length, Py_ssize_t index) except -1:
     if length < ETHERNET_HEADER_BYTES or length > pool.frame_size:
         raise ConfigError(
@@ -506,3 +515,54 @@ cdef uint32_t copy_packet(FramePool* pool, uint64_t addr, object packet,
         return <uint32_t>buffer.len
     finally:
         PyBuffer_Release(&buffer)
+
+
+cdef inline Py_ssize_t span(Py_ssize_t size, Py_ssize_t row_bytes, uint64_t addr,
+                            uint32_t length) except -1:
+    """Return how many of ``length`` bytes at ``addr`` lie in its row of a window."""
+    if row_bytes == 0:
+        return 0
+    if addr >= <uint64_t>size:
+        raise IndexError(f"byte {addr} is outside a window of {size}")
+    return min(<Py_ssize_t>length, row_bytes - <Py_ssize_t>addr % row_bytes)
+
+
+def to_bytes(const unsigned char[:, ::1] window, const uint64_t[::1] addrs,
+             const uint32_t[::1] lengths):
+    """Copy packets that lie in ``window``: a list of bytes.
+
+    Parameters
+    ----------
+    window : uint8, shape (rows, row bytes)
+        Packet ``i`` begins ``addrs[i]`` bytes after its first, and ends with its row at the latest.
+    addrs : uint64, shape (n,)
+    lengths : uint32, shape (n,)
+    """
+    cdef Py_ssize_t row_bytes = window.shape[1]
+    cdef Py_ssize_t size = window.shape[0] * row_bytes
+    cdef Py_ssize_t i, length
+    cdef list packets = []
+    for i in range(addrs.shape[0]):
+        length = span(size, row_bytes, addrs[i], lengths[i])
+        packets.append(PyBytes_FromStringAndSize(<const char*>&window[0, addrs[i]], length))
+    return packets
+
+
+def to_rows(const unsigned char[:, ::1] window, const uint64_t[::1] addrs,
+            uint32_t[::1] lengths, unsigned char[:, ::1] rows):
+    """Copy packets that lie in ``window``, as in ``to_bytes``, to the beginnings of ``rows``.
+
+    Parameters
+    ----------
+    lengths : uint32, shape (n,)
+        Gets what was copied.
+    rows : uint8, shape (n, longest)
+        What a packet does not fill stays as it is.
+    """
+    cdef Py_ssize_t row_bytes = window.shape[1]
+    cdef Py_ssize_t size = window.shape[0] * row_bytes
+    cdef Py_ssize_t i, length
+    for i in range(min(addrs.shape[0], rows.shape[0])):
+        length = min(span(size, row_bytes, addrs[i], lengths[i]), rows.shape[1])
+        memcpy(&rows[i, 0], &window[0, addrs[i]], length)
+        lengths[i] = <uint32_t>length

@@ -1,11 +1,11 @@
 """Packets received together, where the kernel put them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from l2fwd._socket import Channel, Lease
+from l2fwd._socket import Channel, Lease, to_bytes, to_rows
 from l2fwd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,6 +81,19 @@ class Batch:
         addrs = np.arange(len(packets), dtype=np.uint64) * longest
         return cls(addrs, lengths, timestamp_ns, rows=rows, frame_size=longest)
 
+    @classmethod
+    def joined(cls, batches: "Sequence[Batch]", timestamp_ns: int) -> "Batch":
+        """Copy all packets of ``batches``, in order, to a batch of its own memory."""
+        lengths = np.concatenate([np.empty(0, np.uint32), *(each.length for each in batches)])
+        longest = int(lengths.max(initial=0))
+        rows = np.zeros((len(lengths), longest), np.uint8)
+        done = 0
+        for each in batches:
+            to_rows(each._memory(), each._addrs, lengths[done:], rows[done:])
+            done += len(each)
+        addrs = np.arange(len(lengths), dtype=np.uint64) * longest
+        return cls(addrs, lengths, timestamp_ns, rows=rows, frame_size=longest)
+
     def _require(self) -> None:
         if self._is_released:
             raise ConfigError("the batch was released: its frames hold other packets by now")
@@ -145,11 +158,18 @@ class Batch:
 
     def tolist(self) -> list[bytes]:
         """Copy all packets: a list of bytes."""
-        return [packet.tobytes() for packet in self]
+        self._require()
+        return to_bytes(self._memory(), self._addrs, self._lengths)
 
     def copy(self) -> "Batch":
         """Return the packets in a batch of its own memory; this one stays as it is."""
-        return Batch.of(self.tolist(), self._time)
+        return Batch.joined([self], self._time)
+
+    def _memory(self) -> "NDArray[np.uint8] | Lease":
+        """Return what the packets lie in, for a call that keeps no view of it."""
+        memory = self._window if self._lease is None else self._lease
+        assert memory is not None
+        return memory
 
     def send_on(self, socket: Sender) -> int:
         """Send the packets on a socket of the same UMEM, without a copy.

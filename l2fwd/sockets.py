@@ -15,6 +15,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
@@ -375,8 +376,10 @@ class XdpSocket:
             count = self.channel.receive(addrs, lengths)
             if count or not self._wait_to_read(timeout):
                 break
+        if count < most:
+            addrs, lengths = addrs[:count], lengths[:count]
         batch = Batch(
-            addrs[:count], lengths[:count], time.time_ns(), channel=self.channel,
+            addrs, lengths, time.time_ns(), channel=self.channel,
             frame_size=self.umem.config.frame_size,
         )  # fmt: skip
         if not copy:
@@ -426,13 +429,10 @@ class XdpSocket:
             packets = packets.tolist()
         if isinstance(packets, np.ndarray):
             rows, sizes = _rows(packets, lengths)
-            return self._send(
-                len(rows), lambda done: self.channel.send_rows(rows, sizes, done), timeout
-            )
+            return self._send(len(rows), partial(self.channel.send_rows, rows, sizes), timeout)
         if lengths is not None:
             raise ConfigError("lengths are for an array of packets; a list has its own")
-        listed = packets
-        return self._send(len(listed), lambda done: self.channel.send_bytes(listed, done), timeout)
+        return self._send(len(packets), partial(self.channel.send_bytes, packets), timeout)
 
     def send_frames(self, addrs: "NDArray[np.uint64]", lengths: "NDArray[np.uint32]") -> int:
         """Send frames of this UMEM that are yours; see ``Batch.send_on``.
@@ -453,16 +453,14 @@ class XdpSocket:
 
     def _send(self, count: int, put: Callable[[int], int], timeout: float | None) -> int:
         """Put packets until all are taken, or time is up."""
+        done = put(0)
+        if done == count:
+            return done
         if timeout is None:
             timeout = float("inf") if self.block else self.poll_timeout
-        deadline = None
-        done = 0
+        deadline = time.monotonic() + timeout
         while True:
-            done += put(done)
-            if done == count:
-                return done
             now = time.monotonic()
-            deadline = now + timeout if deadline is None else deadline
             if now >= deadline:
                 return done
             # Frames come back with completions, of which poll knows nothing.
@@ -471,6 +469,9 @@ class XdpSocket:
                 self.channel.flush()
                 if not self.channel.free_frames:
                     time.sleep(min(_RETRY_SECONDS, deadline - now) / 50)
+            done += put(done)
+            if done == count:
+                return done
 
     def flush(self, timeout: float = _DRAIN_SECONDS) -> bool:
         """Wait until the kernel has sent everything; False after ``timeout`` seconds."""
@@ -691,11 +692,11 @@ class MultiQueueSocket:
 
     def read_batch(self, most: int = _MAX_BATCH, timeout: float | None = None) -> Batch:
         """Return packets of all queues in one batch, copied; see ``read_batches`` for none."""
-        packets: list[bytes] = []
-        for batch in self.read_batches(most, timeout):
-            with batch:
-                packets += batch.tolist()
-        return Batch.of(packets, time.time_ns())
+        batches = self.read_batches(most, timeout)
+        with ExitStack() as undo:
+            for batch in batches:
+                undo.callback(batch.release)
+            return Batch.joined(batches, time.time_ns())
 
     def write_batch(
         self,
