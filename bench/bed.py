@@ -36,7 +36,7 @@ _UDP: Final = (
     + bytes.fromhex("04000009 001e0000")
 )
 _FLOW_SECONDS: Final = 20.0  # testpmd takes a few to start
-_WARM_UP_SECONDS: Final = 0.3
+WARM_UP_SECONDS: Final = 0.3
 _STOP_SECONDS: Final = 5.0
 _PRIORITY: Final = -20  # the highest of nice(1)
 _LOOK_SECONDS: Final = 0.5
@@ -73,7 +73,7 @@ def forward_rate(
     """
     with engine, generator(bed, size, packet, flows):
         _wait_for_flow(bed)
-        time.sleep(_WARM_UP_SECONDS)
+        time.sleep(WARM_UP_SECONDS)
         began, before = time.monotonic(), _received(bed)
         time.sleep(seconds)
         return (_received(bed) - before) / (time.monotonic() - began)

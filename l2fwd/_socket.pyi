@@ -40,9 +40,13 @@ class Channel(Port):
 def to_bytes(
     window: Any, addrs: NDArray[np.uint64], lengths: NDArray[np.uint32]
 ) -> list[bytes]: ...
+def longest_of(lengths: NDArray[np.uint32]) -> int: ...
 def to_rows(
     window: Any,
     addrs: NDArray[np.uint64],
     lengths: NDArray[np.uint32],
+    first: int,
     rows: NDArray[np.uint8],
+    row_addrs: NDArray[np.uint64],
+    row_lengths: NDArray[np.uint32],
 ) -> None: ...

@@ -14,7 +14,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from l2fwd._rings cimport (
     ETHERNET_HEADER_BYTES, PLACE_POOL, PLACE_TX, PLACE_USER, FramePool, Memory, Port, PortState,
@@ -548,21 +548,40 @@ def to_bytes(const unsigned char[:, ::1] window, const uint64_t[::1] addrs,
     return packets
 
 
+def longest_of(const uint32_t[::1] lengths):
+    """Return the greatest of ``lengths``, 0 if there is none."""
+    cdef uint32_t longest = 0
+    cdef Py_ssize_t i
+    for i in range(lengths.shape[0]):
+        longest = max(longest, lengths[i])
+    return longest
+
+
 def to_rows(const unsigned char[:, ::1] window, const uint64_t[::1] addrs,
-            uint32_t[::1] lengths, unsigned char[:, ::1] rows):
-    """Copy packets that lie in ``window``, as in ``to_bytes``, to the beginnings of ``rows``.
+            const uint32_t[::1] lengths, Py_ssize_t first, unsigned char[:, ::1] rows,
+            uint64_t[::1] row_addrs, uint32_t[::1] row_lengths):
+    """Copy packets that lie in ``window``, as in ``to_bytes``, to ``rows`` from ``first`` on.
 
     Parameters
     ----------
-    lengths : uint32, shape (n,)
-        Gets what was copied.
-    rows : uint8, shape (n, longest)
-        What a packet does not fill stays as it is.
+    rows : uint8, shape (m, longest)
+        Gets zeros behind a packet.
+    row_addrs : uint64, shape (m,)
+        Gets where in ``rows`` each begins.
+    row_lengths : uint32, shape (m,)
+        Gets what was copied of each.
     """
     cdef Py_ssize_t row_bytes = window.shape[1]
     cdef Py_ssize_t size = window.shape[0] * row_bytes
+    cdef Py_ssize_t width = rows.shape[1]
     cdef Py_ssize_t i, length
-    for i in range(min(addrs.shape[0], rows.shape[0])):
-        length = min(span(size, row_bytes, addrs[i], lengths[i]), rows.shape[1])
-        memcpy(&rows[i, 0], &window[0, addrs[i]], length)
-        lengths[i] = <uint32_t>length
+    cdef unsigned char* row
+    if addrs.shape[0] != lengths.shape[0] or first + addrs.shape[0] > rows.shape[0]:
+        raise IndexError(f"no room for {addrs.shape[0]} packets from row {first} on")
+    for i in range(addrs.shape[0]):
+        length = min(span(size, row_bytes, addrs[i], lengths[i]), width)
+        row = &rows[first + i, 0]
+        memcpy(row, &window[0, addrs[i]], length)
+        memset(row + length, 0, width - length)
+        row_addrs[first + i] = (first + i) * width
+        row_lengths[first + i] = <uint32_t>length

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from l2fwd._socket import Channel, Lease, to_bytes, to_rows
+from l2fwd._socket import Channel, Lease, longest_of, to_bytes, to_rows
 from l2fwd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ class Batch:
     @classmethod
     def joined(cls, batches: "Sequence[Batch]", timestamp_ns: int) -> "Batch":
         """Copy all packets of ``batches``, in order, to a batch of its own memory."""
-        lengths = np.concatenate([np.empty(0, np.uint32), *(each.length for each in batches)])
-        longest = int(lengths.max(initial=0))
-        rows = np.zeros((len(lengths), longest), np.uint8)
+        count = sum(map(len, batches))
+        longest = max((longest_of(each._lengths) for each in batches), default=0)
+        rows = np.empty((count, longest), np.uint8)
+        addrs, lengths = np.empty(count, np.uint64), np.empty(count, np.uint32)
         done = 0
         for each in batches:
-            to_rows(each._memory(), each._addrs, lengths[done:], rows[done:])
+            to_rows(each._memory(), each._addrs, each._lengths, done, rows, addrs, lengths)
             done += len(each)
-        addrs = np.arange(len(lengths), dtype=np.uint64) * longest
         return cls(addrs, lengths, timestamp_ns, rows=rows, frame_size=longest)
 
     def _require(self) -> None:

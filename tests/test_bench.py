@@ -10,9 +10,9 @@ import pytest
 BENCH = Path(__file__).parent.parent / "bench"
 
 
-def last_object(name):
+def last_object(name, *options):
     done = subprocess.run(
-        [sys.executable, BENCH / name, "--json", "--tiny"],
+        [sys.executable, BENCH / name, "--json", "--tiny", *options],
         capture_output=True,
         text=True,
         timeout=110,
@@ -67,3 +67,32 @@ def test_the_program_bench_ends_with_a_ratio_its_spread_and_the_goal_per_program
         assert set(programs) == {"plain", *result["goals"]}
         for figures in programs.values():
             assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
+
+
+@pytest.mark.privileged
+def test_the_library_bench_ends_with_eleven_cases_against_both_rivals(tmp_path):
+    path = tmp_path / "results" / "library.json"
+    result = last_object("bench_library.py", "--output", path)
+    assert json.loads(path.read_text()) == result
+    assert len(result["cases"]) == 11
+    for row in result["cases"].values():
+        assert (row["mode"], row["bind"], row["driver"]) == ("native", "copy", "veth")
+        assert row["pps"] > 0
+        assert set(row["rivals"]) == {"af_packet", "scapy"}
+        for figures in (*row["rivals"].values(), *row.get("alone", row)["rivals"].values()):
+            assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
+    assert 0 < result["flood"]["ours"]["core"] < 2
+
+
+def test_the_picture_shows_what_the_library_bench_wrote(tmp_path):
+    pytest.importorskip("matplotlib", reason="no matplotlib: pip install 'l2fwd[bench]'")
+    figures = {"pps": 9e5, "ratio": 2.0, "spread": [1.9, 2.2]}
+    row = {
+        "pps": 1.8e6, "goal": 2.0, "driver": "veth", "mode": "native", "bind": "copy",
+        "packet_bytes": 64, "rivals": {"af_packet": figures, "scapy": figures},
+    }  # fmt: skip
+    cases = {"send": row | {"alone": row}, "echo": row | {"goal": None}}
+    source = tmp_path / "library.json"
+    source.write_text(json.dumps({"cases": cases, "rounds": 1}))
+    subprocess.run([sys.executable, BENCH / "picture.py", source], check=True, timeout=60)
+    assert source.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
