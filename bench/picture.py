@@ -47,6 +47,7 @@ def draw_ratios(axes: Any, rows: dict[str, dict[str, Any]]) -> None:
         if row["goal"]:
             axes.plot([row["goal"]] * 2, [place - 0.45, place + 0.45], color="tab:red")
     axes.set_xscale("log")
+    axes.set_xlim(left=0.5)
     axes.set_xlabel("times AF_PACKET: median and quartiles; goal in red")
 
 
