@@ -26,7 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -105,12 +105,10 @@ def receive_single(opened: Any) -> Turn:
         done = 0
         for each in each_of(opened):
             read = each.read
-            try:
-                for _ in range(TURN):
+            with suppress(BlockingIOError):  # the hash gives one queue more than the other
+                while True:
                     read(0)
                     done += 1
-            except BlockingIOError:  # the hash gave the other queue more
-                continue
         return done
 
     return turn
