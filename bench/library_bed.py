@@ -239,7 +239,7 @@ def packet_echo(ends: Ends) -> Iterator[Turn]:
 
 @contextmanager
 def _scapy(ends: Ends) -> Iterator[Any]:
-    from scapy.config import conf
+    from scapy.all import conf  # all: what a user of it has, and what fills conf in
 
     with link.in_netns(ends.netns):
         conf.ifaces.reload()
