@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent
 DEBUG = os.environ.get("L2FWD_DEBUG") == "1"
 APT = "apt-get install clang llvm gcc libbpf-dev libxdp-dev libelf-dev zlib1g-dev linux-libc-dev"
 NAMES = (
-    "_rings", "_classify", "_decide", "_worker", "_jobs", "_answer", "_generator", "_verifier",
-    "_socket", "_bpf",
+    "_rings", "_chains", "_classify", "_decide", "_worker", "_jobs", "_answer", "_generator",
+    "_verifier", "_socket", "_bpf",
 )  # fmt: skip
 DIRECTIVES = {
     "language_level": 3,

@@ -5,6 +5,7 @@
 
 #include "change.h"
 #include "counters.h"
+#include "length.h"
 
 #define LINK_ROOMS 64
 
@@ -31,12 +32,12 @@ struct {
 	__uint(max_entries, LINK_ROOMS);
 } rooms SEC(".maps");
 
-/* Whether the packet, @extra bytes longer, is no longer than the link's MTU allows with a VLAN tag;
- * a new MTU counts from the next tick.
+/* Whether a packet of @length bytes is no longer than the link's MTU allows with a VLAN tag; a new
+ * MTU counts from the next tick.
  */
-static __always_inline int fits(struct xdp_md *ctx, __u32 ifindex, int extra)
+static __always_inline int fits(struct xdp_md *ctx, __u32 ifindex, __u64 length)
 {
-	__u64 length = (void *)(long)ctx->data_end - (void *)(long)ctx->data + extra;
+	__u32 layer3 = length - sizeof(struct ethhdr);
 	__u32 place = ifindex % LINK_ROOMS;
 	struct link_room *room = bpf_map_lookup_elem(&rooms, &place);
 	__u64 tick = bpf_jiffies64();
@@ -45,8 +46,10 @@ static __always_inline int fits(struct xdp_md *ctx, __u32 ifindex, int extra)
 		return 0;
 	if (room->tick == tick && room->ifindex == ifindex && room->length >= length)
 		return 1;
-	/* A VLAN tag does not count, as for the kernel itself (xdp_ok_fwd_dev). */
-	if (bpf_check_mtu(ctx, ifindex, &(__u32){0}, extra - (int)sizeof(struct vlan_tag), 0) ==
+	/* Told the length, as it looks at the first buffer only.  A VLAN tag does not count, as for
+	 * the kernel itself (xdp_ok_fwd_dev).
+	 */
+	if (bpf_check_mtu(ctx, ifindex, &layer3, -(int)sizeof(struct vlan_tag), 0) ==
 	    BPF_MTU_CHK_RET_FRAG_NEEDED)
 		return 0;
 	room->tick = tick;
@@ -82,13 +85,16 @@ static __always_inline int send_out(struct xdp_md *ctx, const struct rule_action
 				    const struct packet_key *key, struct datapath_counters *count,
 				    __u64 bytes)
 {
+	__u64 length = bytes;
 	int verdict;
 
 	if (action->changes && change_packet(ctx, action, key)) {
 		count->change_drops++;
 		return XDP_DROP;
 	}
-	if (!fits(ctx, action->out_ifindex, 0)) {
+	if (action->changes & (CHANGE_POP_VLAN | CHANGE_PUSH_VLAN))
+		length = packet_length(ctx);
+	if (!fits(ctx, action->out_ifindex, length)) {
 		count->mtu_drops++;
 		return XDP_DROP;
 	}
@@ -111,7 +117,7 @@ static __always_inline int ip_fits(struct xdp_md *ctx, const struct packet_key *
 		extra -= sizeof(struct vlan_tag);
 	if (key->vlan_inner != bpf_htons(NO_VLAN))
 		extra -= sizeof(struct vlan_tag);
-	return fits(ctx, ifindex, extra);
+	return fits(ctx, ifindex, packet_length(ctx) + extra);
 }
 
 /* The verdict of @action for this packet. */

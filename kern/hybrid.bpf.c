@@ -75,7 +75,7 @@ static __always_inline int decide(struct xdp_md *ctx, const struct packet_key *k
 SEC("xdp.frags")
 int l2fwd_hybrid(struct xdp_md *ctx)
 {
-	__u64 bytes = (void *)(long)ctx->data_end - (void *)(long)ctx->data; /* as received */
+	__u64 bytes = packet_length(ctx); /* as received */
 	struct datapath_counters *count;
 	struct packet_key key = {};
 	struct flow *flow;

@@ -16,7 +16,7 @@ int l2fwd_redirect(struct xdp_md *ctx)
 {
 	const struct rule_action *action;
 	__u32 verdict = VERDICT_PASS, version;
-	__u64 bytes = (void *)(long)ctx->data_end - (void *)(long)ctx->data; /* as received */
+	__u64 bytes = packet_length(ctx); /* as received */
 	struct datapath_counters *count;
 	struct packet_key key = {};
 

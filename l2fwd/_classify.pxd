@@ -59,8 +59,8 @@ cdef enum:
 
 cdef struct Packet:                 # PACKET of l2fwd/policy.py
     uint64_t addr                   # byte offset of the data in the UMEM
-    uint32_t length                 # bytes
-    uint32_t zero
+    uint32_t length                 # bytes there
+    uint32_t more                   # bytes in further frames
     packet_key key
 
 

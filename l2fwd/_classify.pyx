@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset
 
-from l2fwd._rings cimport FramePool
+from l2fwd._rings cimport FramePool, frame_start
 from l2fwd._xdp cimport xdp_desc
 
 import os
@@ -380,7 +380,7 @@ cdef bint change_packet(const FramePool* pool, xdp_desc* desc, const packet_key*
         desc.addr += VLAN_TAG_BYTES
         desc.len -= VLAN_TAG_BYTES
     if action.changes & CHANGE_PUSH_VLAN:
-        if desc.addr & (pool.frame_size - 1) < VLAN_TAG_BYTES:
+        if desc.addr - frame_start(pool, desc.addr) < VLAN_TAG_BYTES:
             return False
         desc.addr -= VLAN_TAG_BYTES
         desc.len += VLAN_TAG_BYTES
@@ -580,7 +580,7 @@ cdef class Classifier:
             return "pass", bytes(frame), None
         room[VLAN_TAG_BYTES:VLAN_TAG_BYTES + frame.shape[0]] = frame
         pool.data = &room[0]
-        pool.frame_size = 1 << 31
+        pool.frame_size, pool.frame_mask = 1 << 31, 0
         desc.addr, desc.len = VLAN_TAG_BYTES, frame.shape[0]
         parse_packet(&frame[0], desc.len, in_ifindex, &packet.key)
         classify(&self.table, &packet, 1, &action)

@@ -120,7 +120,8 @@ cdef void decide(Decision* decision, const Table* table, uint32_t count,
         action = decision.actions[i]
         if action.rule < decision.rules:
             decision.hits[action.rule].packets += 1
-            decision.hits[action.rule].bytes += decision.packets[i].length
+            decision.hits[action.rule].bytes += (
+                decision.packets[i].length + decision.packets[i].more)
         if action.verdict == VERDICT_USER:
             collect(policy, &decision.packets[i], i)
     if policy.asked == 0:

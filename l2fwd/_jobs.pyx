@@ -1,7 +1,8 @@
 """Jobs of a worker that forward nothing.  Each is one turn function, and its state."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
+from l2fwd._chains cimport Chains, chain_at, chain_size, give_chain, take_chains
 from l2fwd._rings cimport (
     PLACE_USER, PortState, pool_give, refill, ring_peek, ring_release, rx_slot, take_packet,
 )
@@ -16,6 +17,8 @@ cdef uint32_t drop_burst(WorkerState* worker, int* error) noexcept nogil:
     cdef uint32_t usable = 0
     cdef uint32_t received, i
     cdef xdp_desc desc
+    if not port.is_plain:
+        return drop_chains(worker, port)
     # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
     received = ring_peek(&port.rx, min(worker.batch_size, port.rx_lent), &first)
     for i in range(received):
@@ -27,6 +30,19 @@ cdef uint32_t drop_burst(WorkerState* worker, int* error) noexcept nogil:
     port.counters.consumed_packets += usable
     refill(port)
     return received
+
+
+cdef uint32_t drop_chains(WorkerState* worker, PortState* port) noexcept nogil:
+    """``drop_burst`` for packets in several frames."""
+    cdef Chains chains
+    cdef uint64_t before = port.counters.rx_packets
+    cdef uint32_t i
+    take_chains(port, worker.batch_size, &chains)
+    for i in range(chains.count):
+        give_chain(port.pool, chain_at(&chains, i), chain_size(&chains, i))
+    port.counters.consumed_packets += chains.count
+    refill(port)
+    return <uint32_t>(port.counters.rx_packets - before)
 
 
 cdef class Drop(Job):

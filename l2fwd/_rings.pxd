@@ -5,13 +5,14 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from l2fwd._xdp cimport (
-    ACQUIRE, L2FWD_DEBUG, RELAXED, RELEASE, XDP_RING_NEED_WAKEUP, atomic_load, atomic_store,
-    unlikely, xdp_desc,
+    ACQUIRE, L2FWD_DEBUG, RELAXED, RELEASE, XDP_PKT_CONTD, XDP_RING_NEED_WAKEUP, atomic_load,
+    atomic_store, unlikely, xdp_desc,
 )
 
 
 cdef enum:
     ETHERNET_HEADER_BYTES = 14
+    UNALIGNED_OFFSET_SHIFT = 48     # of an address received from an unaligned UMEM
 
 
 cdef struct Ring:
@@ -45,9 +46,9 @@ cdef struct FramePool:              # a stack: the frame used last is the one st
     uint64_t* addrs                 # uint64_t[frame_count]
     uint32_t count
     uint32_t frame_count
-    uint32_t frame_size             # bytes, a power of two
+    uint32_t frame_size             # bytes, a power of two unless unaligned
     uint64_t umem_size              # bytes
-    uint64_t frame_mask             # ~(frame_size - 1)
+    uint64_t frame_mask             # ~(frame_size - 1), or 0: the UMEM is unaligned
     uint8_t* data                   # first byte of the UMEM
     uint8_t* places                 # FramePlace[frame_count]; release build: what users hold
     uint64_t lost_frames
@@ -66,6 +67,7 @@ cdef struct PortCounters:           # one writer: the worker's thread.  Monotoni
     uint64_t rx_host_drops          # meant for the host stack, which did not take it
     uint64_t tx_no_link_drops       # the action names a link that is not a port
     uint64_t tx_full_drops          # no room on the TX ring
+    uint64_t tx_fragment_drops      # in more frames than the link sends at once
     uint64_t tx_busy_drops          # completed by the kernel without being sent (EBUSY)
     uint64_t completion_invalid     # completed address out of bounds; the frame is lost
     uint64_t host_packets           # given to the host stack
@@ -91,6 +93,10 @@ cdef struct PortState:              # one (link, queue) taking part in forwardin
     uint32_t fill_target            # frames to keep lent for RX
     uint32_t rx_lent                # frames lent through fill and not yet received
     uint32_t tx_lent                # frames handed to tx and not yet completed
+    uint32_t max_fragments          # frames of a packet sent; 1: bound without XDP_USE_SG
+    bint is_plain                   # a packet is one frame, of an aligned UMEM
+    uint8_t* goes_on                # by first byte >> frame_shift: sent, not the last of its packet
+    uint8_t frame_shift             # 1 << frame_shift <= frame_size
     int fd
     kick_function kick_tx
     kick_function kick_rx
@@ -192,21 +198,52 @@ cdef inline void frame_move(FramePool* pool, uint64_t addr, uint8_t before,
         pool.places[addr // pool.frame_size] = after
 
 
+cdef inline uint64_t frame_start(const FramePool* pool, uint64_t addr) noexcept nogil:
+    """Find the first byte of the frame that holds byte ``addr``."""
+    return addr & pool.frame_mask if pool.frame_mask else addr - addr % pool.frame_size
+
+
+cdef inline uint64_t flat_addr(const FramePool* pool, uint64_t addr) noexcept nogil:
+    """Turn an address as received into a byte offset: unaligned, its upper bits are to be added."""
+    if pool.frame_mask:
+        return addr
+    return ((addr & ((<uint64_t>1 << UNALIGNED_OFFSET_SHIFT) - 1))
+            + (addr >> UNALIGNED_OFFSET_SHIFT))
+
+
 cdef inline void pool_give(FramePool* pool, uint64_t addr, uint8_t place) noexcept nogil:
     """Put back the frame that holds byte ``addr``, which the caller has bounded."""
-    addr &= pool.frame_mask
+    addr = frame_start(pool, addr)
     frame_move(pool, addr, place, PLACE_POOL)
     pool.addrs[pool.count] = addr
     pool.count += 1
 
 
 cdef inline bint packet_is_usable(const FramePool* pool, const xdp_desc* desc) noexcept nogil:
-    """Tell whether all of ``desc`` lies inside one frame of the UMEM, and is all of a packet."""
+    """Tell whether all of ``desc`` lies inside one frame, and is all of a packet.  Aligned only."""
     cdef uint64_t offset = desc.addr & (pool.frame_size - 1)
     # Options above the length: any option makes it too long.
     cdef uint64_t length = <uint64_t>desc.options << 32 | desc.len
     return (desc.addr < pool.umem_size and desc.len >= ETHERNET_HEADER_BYTES
             and length <= pool.frame_size - offset)
+
+
+cdef inline bint fragment_is_usable(const FramePool* pool, const xdp_desc* desc,
+                                    uint32_t least) noexcept nogil:
+    """Tell whether ``least`` bytes or more lie inside one frame, whole packet or not."""
+    return (desc.addr < pool.umem_size and desc.len >= least
+            and not desc.options & ~<uint32_t>XDP_PKT_CONTD
+            and desc.len <= pool.frame_size - (desc.addr - frame_start(pool, desc.addr)))
+
+
+cdef inline bint read_packet(const FramePool* pool, const xdp_desc* slot,
+                             xdp_desc* desc) noexcept nogil:
+    """Copy a received descriptor, its address made flat; False if it is not usable."""
+    desc[0] = slot[0]
+    if pool.frame_mask:
+        return packet_is_usable(pool, desc)
+    desc.addr = flat_addr(pool, desc.addr)
+    return fragment_is_usable(pool, desc, ETHERNET_HEADER_BYTES) and desc.options == 0
 
 
 cdef inline void lose_frame(FramePool* pool, uint64_t addr) noexcept nogil:
@@ -218,9 +255,9 @@ cdef inline void lose_frame(FramePool* pool, uint64_t addr) noexcept nogil:
 
 cdef inline bint take_packet(PortState* port, const xdp_desc* slot, xdp_desc* desc) noexcept nogil:
     """Copy a received descriptor, check and count it; False if it is not usable."""
-    desc[0] = slot[0]
+    cdef bint is_usable = read_packet(port.pool, slot, desc)
     port.counters.rx_packets += 1
-    if unlikely(not packet_is_usable(port.pool, desc), 0):
+    if unlikely(not is_usable, 0):
         lose_frame(port.pool, desc.addr)
         port.counters.rx_invalid_drops += 1
         return False
@@ -244,6 +281,7 @@ cdef class Memory:
 
 cdef class Pool:
     cdef FramePool pool
+    cdef uint8_t* goes_on               # uint8_t, two a frame at most; see PortState
     cdef readonly Memory memory
     cdef unsigned long thread           # that drives its channels; 0 until the first call
     cdef readonly uint32_t user_count   # frames lent to the caller of its channels

@@ -102,6 +102,27 @@ cdef void take_back(PortState* port, const uint64_t* slots, uint32_t count) noex
             pool.lost_frames += 1
 
 
+cdef void take_back_each(PortState* port, uint32_t first, uint32_t count) noexcept nogil:
+    """Put completed frames into the pool, and count those that ended a packet."""
+    cdef FramePool* pool = port.pool
+    cdef uint8_t* goes_on
+    cdef uint64_t addr
+    cdef uint32_t i
+    for i in range(count):
+        addr = flat_addr(pool, completion_slot(&port.completion, first + i)[0])
+        if unlikely(addr >= pool.umem_size, 0):
+            port.counters.tx_completed += 1
+            port.counters.completion_invalid += 1
+            pool.lost_frames += 1
+            continue
+        goes_on = &port.goes_on[frame_start(pool, addr) >> port.frame_shift]
+        port.counters.tx_completed += not goes_on[0]
+        goes_on[0] = False
+        pool_give(pool, addr, PLACE_TX)
+    if unlikely(port.counters.tx_completed > port.counters.tx_packets, 0):
+        port.counters.tx_completed = port.counters.tx_packets   # completed twice: hostile
+
+
 cdef uint32_t reclaim(PortState* port) noexcept nogil:
     """Take every transmitted frame back into the pool; return how many."""
     cdef uint32_t first = 0
@@ -110,12 +131,15 @@ cdef uint32_t reclaim(PortState* port) noexcept nogil:
     cdef uint32_t count = ring_peek(&port.completion, port.tx_lent, &first)
     if count == 0:
         return 0
-    head = slots_before_wrap(&port.completion.ring, first, count)
-    take_back(port, completion_slot(&port.completion, first), head)
-    take_back(port, completion_slot(&port.completion, first + head), count - head)
+    if port.is_plain:
+        head = slots_before_wrap(&port.completion.ring, first, count)
+        take_back(port, completion_slot(&port.completion, first), head)
+        take_back(port, completion_slot(&port.completion, first + head), count - head)
+        port.counters.tx_completed += count
+    else:
+        take_back_each(port, first, count)
     ring_release(&port.completion, count)
     port.tx_lent -= count
-    port.counters.tx_completed += count
     return count
 
 
@@ -192,26 +216,29 @@ cdef class Pool:
     ----------
     memory : Memory
         The UMEM.  Frame ``i`` starts at byte ``i * frame_size``.
+    unaligned : bool
+        The kernel knows frames by any address (XDP_UMEM_UNALIGNED_CHUNK_FLAG).
 
     Raises
     ------
     ConfigError
-        If the frame size is not a power of two (``xdp_umem_reg`` asks for it).
+        If the frame size is not a power of two, and not unaligned (``xdp_umem_reg`` asks for it).
     """
 
-    def __cinit__(self, Memory memory not None):
+    def __cinit__(self, Memory memory not None, *, bint unaligned=False):
         cdef FramePool* pool = &self.pool
         cdef uint32_t i
         cdef uint32_t frame_count = memory.shape[0]
-        if memory.frame_size & (memory.frame_size - 1):
+        if memory.frame_size & (memory.frame_size - 1) and not unaligned:
             raise ConfigError(f"frame_size must be a power of two, got {memory.frame_size}")
         self.memory = memory
         pool.addrs = <uint64_t*>calloc(frame_count, sizeof(uint64_t))
         pool.places = <uint8_t*>calloc(frame_count, 1)
-        if pool.addrs == NULL or pool.places == NULL:
+        self.goes_on = <uint8_t*>calloc(2 * <size_t>frame_count, 1)
+        if pool.addrs == NULL or pool.places == NULL or self.goes_on == NULL:
             raise MemoryError
         pool.frame_size = memory.frame_size
-        pool.frame_mask = ~<uint64_t>(memory.frame_size - 1)
+        pool.frame_mask = 0 if unaligned else ~<uint64_t>(memory.frame_size - 1)
         pool.umem_size = memory.shape[0] * memory.frame_size
         pool.data = <uint8_t*>memory.start
         pool.frame_count = frame_count
@@ -223,6 +250,7 @@ cdef class Pool:
     def __dealloc__(self):
         free(self.pool.addrs)
         free(self.pool.places)
+        free(self.goes_on)
 
     @property
     def free_count(self):
@@ -232,6 +260,10 @@ cdef class Pool:
     @property
     def frame_count(self):
         return self.pool.frame_count
+
+    @property
+    def is_unaligned(self):
+        return self.pool.frame_mask == 0
 
     @property
     def lost_count(self):
@@ -272,14 +304,21 @@ cdef class Port:
     kick_tx, kick_rx : int
         Address of ``int kick(int fd)`` returning 0 or -errno, in place of ``sendto`` and
         ``recvfrom``; 0 for the real ones.
+    max_fragments : int
+        Most frames of a packet that is sent; above 1 a packet may be received in several, too
+        (XDP_USE_SG).
     """
 
     def __cinit__(self, Pool pool not None, rings, int fd, str name, owner=None,
-                  uintptr_t kick_tx=0, uintptr_t kick_rx=0):
+                  uintptr_t kick_tx=0, uintptr_t kick_rx=0, uint32_t max_fragments=1):
         self.pool = pool
         self.name = name
         self.owner = owner
         self.state.pool = &pool.pool
+        self.state.max_fragments = max_fragments
+        self.state.is_plain = max_fragments == 1 and pool.pool.frame_mask != 0
+        self.state.goes_on = pool.goes_on
+        self.state.frame_shift = int(pool.pool.frame_size).bit_length() - 1
         self.state.fd = fd
         self.state.kick_tx = <kick_function>kick_tx if kick_tx else kick_tx_socket
         self.state.kick_rx = <kick_function>kick_rx if kick_rx else kick_rx_socket
@@ -336,6 +375,23 @@ cdef class Port:
     @property
     def fd(self):
         return self.state.fd
+
+    @property
+    def max_fragments(self):
+        return self.state.max_fragments
+
+    def waiting(self):
+        """Count the packets on the rx ring; frames of one whose end is not there do not count."""
+        cdef PortState* state = &self.state
+        cdef uint32_t count, i
+        cdef uint32_t first = 0
+        cdef uint32_t packets = 0
+        if not self.is_open:
+            return 0
+        count = ring_peek(&state.rx, state.rx.ring.size, &first)
+        for i in range(count):
+            packets += not rx_slot(&state.rx, first + i).options & XDP_PKT_CONTD
+        return packets
 
     def counters(self):
         """Return all counters by name; see ``PortCounters`` in ``_rings.pxd``."""

@@ -37,6 +37,7 @@ cdef struct WorkerState:
     bint wants_room                 # sleep until there is room to send, too
     Rewrite rightward               # applied to packets from the first port to the second
     Rewrite leftward
+    bint is_plain                   # of all ports: a packet is one frame, of an aligned UMEM
     bint both_ways
     bint busy_poll                  # spin instead of sleeping in poll()
     uint32_t batch_size             # packets
@@ -54,6 +55,8 @@ cdef struct WorkerState:
 
 cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewrite,
                             uint32_t batch_size) noexcept nogil
+cdef uint32_t forward_chains(PortState* src, PortState* dst, const Rewrite* rewrite,
+                             uint32_t batch_size) noexcept nogil
 cdef uint32_t decide_burst(WorkerState* worker, uint32_t place) noexcept nogil
 cdef int kick_tx(PortState* port) noexcept nogil
 cdef int run_worker(WorkerState* worker) noexcept nogil

@@ -1,8 +1,9 @@
 """The life of a packet: received on one port, sent on another, its frame recycled.
 
 ``forward_burst`` is the whole data path of a plain pair of ports, ``decide_burst`` the same with
-rules, and a ``Job`` brings another one; ``run_worker`` calls it until it is stopped, sleeping while
-there is nothing to do.  No Python but a user's policy, no allocation, no lock, and at most one
+rules, and a ``Job`` brings another one; ``forward_chains`` and ``decide_chains`` stand for them where a
+packet may take several frames.  ``run_worker`` calls it until it is stopped, sleeping while there is
+nothing to do.  No Python but a user's policy, no allocation, no lock, and at most one
 system call per batch and port in here.
 """
 
@@ -11,6 +12,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 from posix.unistd cimport usleep
 
+from l2fwd._chains cimport (
+    Chains, chain_at, chain_size, give_chain, send_chain, submit_chains, take_chains,
+)
 from l2fwd._classify cimport (
     CHANGE_DEC_TTL, MAX_BURST, VERDICT_DROP, VERDICT_OUT, VERDICT_PASS, Classifier, Packet, Table,
     change_packet, parse_packet, rule_action, ttl_allows,
@@ -20,8 +24,8 @@ from l2fwd._decide cimport (
 )
 from l2fwd._rings cimport (
     PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState, ProducerRing,
-    frame_move, lose_frame, packet_is_usable, pool_give, reclaim, refill, ring_needs_wakeup,
-    ring_peek, ring_pending, ring_release, ring_reserve, ring_submit, rx_slot, take_packet,
+    frame_move, frame_start, lose_frame, packet_is_usable, pool_give, reclaim, refill,
+    ring_needs_wakeup, ring_peek, ring_pending, ring_release, ring_reserve, ring_submit, rx_slot, take_packet,
     tx_slot,
 )
 from l2fwd._xdp cimport (
@@ -114,11 +118,38 @@ cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewri
     return received
 
 
+cdef uint32_t forward_chains(PortState* src, PortState* dst, const Rewrite* rewrite,
+                             uint32_t batch_size) noexcept nogil:
+    """``forward_burst`` for packets in several frames, and for unaligned UMEMs."""
+    cdef Chains chains
+    cdef uint32_t queued = 0
+    cdef uint32_t i
+    cdef uint64_t before = src.counters.rx_packets
+    reclaim(dst)
+    take_chains(src, batch_size, &chains)
+    for i in range(chains.count):
+        if rewrite.kind:
+            rewrite_packet(src.pool.data + chain_at(&chains, i).addr, rewrite)
+        if not send_chain(dst, chain_at(&chains, i), chain_size(&chains, i), &queued):
+            give_chain(src.pool, chain_at(&chains, i), chain_size(&chains, i))
+    submit_chains(dst, queued)
+    refill(src)
+    return <uint32_t>(src.counters.rx_packets - before)
+
+
+cdef inline void show_packet(WorkerState* worker, uint32_t place, uint32_t i, const xdp_desc* desc,
+                             uint32_t more) noexcept nogil:
+    """Make packet ``i`` of a burst ready for the rules: what the frame at ``desc`` shows of it."""
+    cdef Decision* decision = worker.decision
+    cdef Packet* packet = &decision.packets[i]
+    packet.addr, packet.length, packet.more = desc.addr, desc.len, more
+    parse_packet(worker.ports[place].pool.data + desc.addr, desc.len, decision.ifindexes[place],
+                 &packet.key)
+
+
 cdef uint32_t take_burst(WorkerState* worker, uint32_t place, xdp_desc* descs) noexcept nogil:
     """Receive up to a burst and read what it shows to the rules; return how many are usable."""
     cdef PortState* src = worker.ports[place]
-    cdef Decision* decision = worker.decision
-    cdef Packet* packet
     cdef uint32_t first = 0
     cdef uint32_t usable = 0
     cdef uint32_t received, i
@@ -128,9 +159,7 @@ cdef uint32_t take_burst(WorkerState* worker, uint32_t place, xdp_desc* descs) n
     for i in range(received):
         if not take_packet(src, rx_slot(&src.rx, first + i), &desc):
             continue
-        packet = &decision.packets[usable]
-        packet.addr, packet.length, packet.zero = desc.addr, desc.len, 0
-        parse_packet(src.pool.data + desc.addr, desc.len, decision.ifindexes[place], &packet.key)
+        show_packet(worker, place, usable, &desc, 0)
         descs[usable] = desc
         usable += 1
     if usable and worker.progress[place].done != NULL:
@@ -143,7 +172,7 @@ cdef uint32_t take_burst(WorkerState* worker, uint32_t place, xdp_desc* descs) n
 cdef inline uint64_t packet_number(const FramePool* pool, const xdp_desc* desc) noexcept nogil:
     """Read what number_packet of kern/flows.h wrote in front of the data."""
     cdef uint64_t number = 0
-    if desc.addr & (pool.frame_size - 1) >= sizeof(number):
+    if desc.addr - frame_start(pool, desc.addr) >= sizeof(number):
         memcpy(&number, pool.data + desc.addr - sizeof(number), sizeof(number))
     return number
 
@@ -157,10 +186,13 @@ cdef inline uint32_t verdict_of(const FramePool* pool, const Packet* packet,
 
 
 cdef void give_to_host(WorkerState* worker, uint32_t place, const Packet* packet) noexcept nogil:
-    """Hand a packet to this host's stack, as if it had just been received on the link."""
+    """Hand a packet to this host's stack, as if it had just been received on the link.
+
+    Not one in several frames: the kernel takes live frames of one page only (bpf_prog_test_run_xdp).
+    """
     cdef PortState* src = worker.ports[place]
     cdef uint8_t* data = src.pool.data + packet.addr
-    if worker.give_back != NULL and worker.give_back(
+    if worker.give_back != NULL and packet.more == 0 and worker.give_back(
             worker.host_fd, data, packet.length, packet.key.in_ifindex) == 0:
         src.counters.host_packets += 1
     else:
@@ -184,9 +216,8 @@ cdef bint send_packet(PortState* src, PortState* dst, xdp_desc* desc, const Pack
     return True
 
 
-cdef bint act(WorkerState* worker, uint32_t place, uint32_t i, xdp_desc* desc,
-              uint32_t* queued) noexcept nogil:
-    """Do with packet ``i`` what was decided; False if its frame is free again."""
+cdef int settle(WorkerState* worker, uint32_t place, uint32_t i) noexcept nogil:
+    """Find the port that packet ``i`` is for; -1 if it is for none, and that has been seen to."""
     cdef Decision* decision = worker.decision
     cdef PortState* src = worker.ports[place]
     cdef const rule_action* action = decision.actions[i]
@@ -195,8 +226,7 @@ cdef bint act(WorkerState* worker, uint32_t place, uint32_t i, xdp_desc* desc,
     if verdict == VERDICT_OUT:
         out = port_of(decision, action.out_ifindex)
         if out >= 0:
-            return send_packet(src, worker.ports[out], desc, &decision.packets[i], action,
-                               &queued[out])
+            return out
         src.counters.tx_no_link_drops += 1
     elif verdict == VERDICT_PASS:
         give_to_host(worker, place, &decision.packets[i])
@@ -204,7 +234,24 @@ cdef bint act(WorkerState* worker, uint32_t place, uint32_t i, xdp_desc* desc,
         src.counters.rx_rule_drops += 1
     else:
         src.counters.rx_policy_drops += 1
-    return False
+    return -1
+
+
+cdef bint act(WorkerState* worker, uint32_t place, uint32_t i, xdp_desc* desc,
+              uint32_t* queued) noexcept nogil:
+    """Do with packet ``i`` what was decided; False if its frame is free again."""
+    cdef Decision* decision = worker.decision
+    cdef int out = settle(worker, place, i)
+    return out >= 0 and send_packet(worker.ports[place], worker.ports[out], desc,
+                                    &decision.packets[i], decision.actions[i], &queued[out])
+
+
+cdef void decide_all(WorkerState* worker, uint32_t place, uint32_t count) noexcept nogil:
+    """Find what becomes of the burst, and tell the kernel of it."""
+    if count:
+        decide(worker.decision, worker.table, count, worker.ports[place].pool.data)
+        if worker.decision.learner.insert != NULL:
+            learn(worker.decision, worker.table, count)
 
 
 cdef uint32_t decide_burst(WorkerState* worker, uint32_t place) noexcept nogil:
@@ -221,10 +268,7 @@ cdef uint32_t decide_burst(WorkerState* worker, uint32_t place) noexcept nogil:
         reclaim(worker.ports[i])
         queued[i] = 0
     usable = take_burst(worker, place, descs)
-    if usable:
-        decide(worker.decision, worker.table, usable, src.pool.data)
-        if worker.decision.learner.insert != NULL:
-            learn(worker.decision, worker.table, usable)
+    decide_all(worker, place, usable)
     for i in range(usable):
         if not act(worker, place, i, &descs[i], queued):
             pool_give(src.pool, descs[i].addr, PLACE_USER)
@@ -232,6 +276,56 @@ cdef uint32_t decide_burst(WorkerState* worker, uint32_t place) noexcept nogil:
         ring_submit(&worker.ports[i].tx, queued[i])
         worker.ports[i].tx_lent += queued[i]
         worker.ports[i].counters.tx_packets += queued[i]
+    refill(src)
+    return <uint32_t>(src.counters.rx_packets - before)
+
+
+cdef void show_chains(WorkerState* worker, uint32_t place, Chains* chains) noexcept nogil:
+    """Make a burst ready for the rules, which look at the first frame of each packet."""
+    cdef uint32_t i, j, more
+    for i in range(chains.count):
+        more = 0
+        for j in range(1, chain_size(chains, i)):
+            more += chain_at(chains, i)[j].len
+        show_packet(worker, place, i, chain_at(chains, i), more)
+    if chains.count and worker.progress[place].done != NULL:
+        worker.progress[place].seen = packet_number(worker.ports[place].pool,
+                                                    chain_at(chains, chains.count - 1))
+
+
+cdef bint act_on_chain(WorkerState* worker, uint32_t place, uint32_t i, Chains* chains,
+                       uint32_t* queued) noexcept nogil:
+    """``act``, for a packet in several frames."""
+    cdef PortState* src = worker.ports[place]
+    cdef Decision* decision = worker.decision
+    cdef int out = settle(worker, place, i)
+    if out < 0:
+        return False
+    if decision.actions[i].changes and not change_packet(
+            src.pool, chain_at(chains, i), &decision.packets[i].key, decision.actions[i]):
+        src.counters.rx_change_drops += 1
+        return False
+    return send_chain(worker.ports[out], chain_at(chains, i), chain_size(chains, i), &queued[out])
+
+
+cdef uint32_t decide_chains(WorkerState* worker, uint32_t place) noexcept nogil:
+    """``decide_burst`` for packets in several frames, and for unaligned UMEMs."""
+    cdef PortState* src = worker.ports[place]
+    cdef Chains chains
+    cdef uint32_t queued[MAX_PORTS]
+    cdef uint32_t i
+    cdef uint64_t before = src.counters.rx_packets
+    for i in range(worker.port_count):
+        reclaim(worker.ports[i])
+        queued[i] = 0
+    take_chains(src, worker.batch_size, &chains)
+    show_chains(worker, place, &chains)
+    decide_all(worker, place, chains.count)
+    for i in range(chains.count):
+        if not act_on_chain(worker, place, i, &chains, queued):
+            give_chain(src.pool, chain_at(&chains, i), chain_size(&chains, i))
+    for i in range(worker.port_count):
+        submit_chains(worker.ports[i], queued[i])
     refill(src)
     return <uint32_t>(src.counters.rx_packets - before)
 
@@ -309,10 +403,16 @@ cdef uint32_t turn_of_pair(WorkerState* worker, int* error) noexcept nogil:
     """Forward between two ports, or from one port back to itself."""
     cdef uint32_t moved = 0
     cdef uint32_t last = worker.port_count - 1
+    cdef const Rewrite* rewrite
     cdef uint32_t i
     for i in range(1 + worker.both_ways):
-        moved += forward_burst(worker.ports[i], worker.ports[last - i],
-                               &worker.leftward if i else &worker.rightward, worker.batch_size)
+        rewrite = &worker.leftward if i else &worker.rightward
+        if worker.is_plain:
+            moved += forward_burst(worker.ports[i], worker.ports[last - i], rewrite,
+                                   worker.batch_size)
+        else:
+            moved += forward_chains(worker.ports[i], worker.ports[last - i], rewrite,
+                                    worker.batch_size)
         error[0] = kick_port(worker, last - i)
         if error[0]:
             break
@@ -328,7 +428,10 @@ cdef uint32_t turn_with_rules(WorkerState* worker, int* error) noexcept nogil:
     worker.table = <Table*>atomic_load_ptr(<void**>&worker.decision.table, IN_ORDER)
     for i in range(worker.port_count):
         if worker.ports[i].fill_target and error[0] == 0:
-            moved += decide_burst(worker, i)
+            if worker.is_plain:
+                moved += decide_burst(worker, i)
+            else:
+                moved += decide_chains(worker, i)
             error[0] = kick_all(worker)
     for i in range(worker.port_count):
         tell_progress(worker, &worker.progress[i])
@@ -534,10 +637,13 @@ cdef class Worker:
         if decider is not None and decider.state.port_count != len(ports):
             raise ConfigError("the decider is made for other ports")
         self.ports = ports
+        cdef bint is_plain = True
         for i, port in enumerate(ports):
             if port.pool is not self.ports[0].pool:
                 raise ConfigError("all ports of a worker must share one frame pool")
             self.state.ports[i] = &port.state
+            is_plain = is_plain and port.state.is_plain
+        self.state.is_plain = is_plain
         if batch_size < 1:
             raise ConfigError("batch_size must be at least 1")
         if len(progress) not in (0, len(ports)):

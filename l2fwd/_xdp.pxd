@@ -13,6 +13,10 @@ cdef extern from "linux/if_xdp.h" nogil:
         uint32_t options    # XDP_PKT_CONTD; 0 for one-buffer packets
 
 
+cdef enum:                  # newer than the headers of some distributions
+    XDP_PKT_CONTD = 1       # the packet goes on in the next descriptor
+
+
 cdef extern from "sys/socket.h" nogil:
     enum:
         MSG_DONTWAIT

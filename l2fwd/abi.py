@@ -17,6 +17,12 @@ XDP_MAX_TX_SKB_BUDGET: Final = 9  # TX descriptors per sendto in copy mode
 XDP_COPY: Final = 1 << 1
 XDP_ZEROCOPY: Final = 1 << 2
 XDP_USE_NEED_WAKEUP: Final = 1 << 3
+XDP_USE_SG: Final = 1 << 4  # a packet may take several frames; since Linux 6.6
+
+XDP_UMEM_UNALIGNED_CHUNK_FLAG: Final = 1 << 0  # xdp_umem_reg.flags
+XDP_PKT_CONTD: Final = 1 << 0  # xdp_desc.options: the packet goes on in the next descriptor
+UNALIGNED_OFFSET_SHIFT: Final = 48  # XSK_UNALIGNED_BUF_OFFSET_SHIFT
+COPY_MODE_FRAGMENTS: Final = 18  # MAX_SKB_FRAGS + 1, as the kernel is built by default
 
 XDP_OPTIONS_ZEROCOPY: Final = 1 << 0
 
@@ -35,6 +41,7 @@ XDP_FLAGS_DRV_MODE: Final = 1 << 2
 XDP_FLAGS_HW_MODE: Final = 1 << 3
 
 ETHERNET_HEADER_BYTES: Final = 14
+ETHERNET_MTU: Final = 1500  # up to here every driver has a packet in one buffer
 VLAN_TAG_BYTES: Final = 4
 
 PROGRAM_PREFIX: Final = "l2fwd_"  # every program of kern/ starts with it

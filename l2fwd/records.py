@@ -58,4 +58,4 @@ PROGRESS_BYTES: Final = 128  # struct queue_progress
 PROGRESS_DONE: Final = 64  # offset of its member done
 
 # What a policy is asked about: struct Packet in _classify.pxd.
-PACKET: Final = np.dtype([("addr", "=u8"), ("length", "=u4"), ("zero", "=u4"), ("key", KEY)])
+PACKET: Final = np.dtype([("addr", "=u8"), ("length", "=u4"), ("more", "=u4"), ("key", KEY)])

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l2fwd._rings import Pool, Port, RingMemory
-from l2fwd.abi import XDP_PACKET_HEADROOM
+from l2fwd.abi import UNALIGNED_OFFSET_SHIFT, XDP_PACKET_HEADROOM, XDP_PKT_CONTD
 
 XDP_DESC: Final = np.dtype([("addr", np.uint64), ("len", np.uint32), ("options", np.uint32)])
 RING_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
@@ -149,6 +149,8 @@ class FakeQueue:
         Keep a copy of every transmitted packet in ``sent``.
     kick_tx : int
         Address of ``int kick(int fd)`` to call in place of ``on_kick``.
+    max_fragments : int
+        Most frames of a packet; above 1 the queue is as if bound with XDP_USE_SG.
 
     Attributes
     ----------
@@ -176,6 +178,7 @@ class FakeQueue:
         name: str = "fake queue 0",
         record: bool = False,
         kick_tx: int = 0,
+        max_fragments: int = 1,
     ) -> None:
         sizes = dict.fromkeys(RING_DTYPES, size) if isinstance(size, int) else size
         self.rings = {
@@ -191,7 +194,10 @@ class FakeQueue:
         self._record = record
         frames: NDArray[np.uint8] = np.asarray(pool.memory)
         self._bytes = frames.reshape(-1)
-        self._frame_mask = np.uint64(2**64 - frames.shape[1])
+        self._frame_size = frames.shape[1]
+        self._room = frames.shape[1] - XDP_PACKET_HEADROOM
+        self._is_unaligned = pool.is_unaligned
+        self._begun = b""  # what was transmitted of a packet that goes on
         self._callbacks = (_KICK(lambda _: self.on_kick()), _KICK(lambda _: self.on_kick_rx()))
         kicks = [ctypes.cast(kick, ctypes.c_void_p).value or 0 for kick in self._callbacks]
         self.port = Port(
@@ -202,6 +208,7 @@ class FakeQueue:
             owner=self,
             kick_tx=kick_tx or kicks[0],
             kick_rx=kicks[1],
+            max_fragments=max_fragments,
         )
 
     def pending(self, ring: str) -> int:
@@ -211,7 +218,7 @@ class FakeQueue:
     def prefetch(self, max_count: int) -> int:
         """Take frames off the fill ring ahead of packets, as drivers do; return how many."""
         taken = self.rings["fill"].take(max_count)
-        self.kernel_rx = np.concatenate([self.kernel_rx, taken & self._frame_mask])
+        self.kernel_rx = np.concatenate([self.kernel_rx, self._frames_of(taken)])
         return len(taken)
 
     def receive(self, lengths: int | Sequence[int] | NDArray[Any], length: int = 60) -> int:
@@ -236,12 +243,23 @@ class FakeQueue:
         return len(descs)
 
     def receive_packets(self, packets: Sequence[bytes]) -> int:
-        """Let these packets arrive; return how many found a frame and room on the rx ring."""
-        descs = self._new_descs([len(packet) for packet in packets])
-        for desc, packet in zip(descs, packets, strict=False):
-            self.payload(desc)[:] = np.frombuffer(packet, np.uint8)
+        """Let these packets arrive; return how many found frames and room on the rx ring."""
+        return sum(self._receive_packet(packet) for packet in packets)
+
+    def _receive_packet(self, packet: bytes) -> bool:
+        """Receive one packet, in as many frames as it takes, or drop it (``__xsk_rcv``)."""
+        pieces = [packet[i : i + self._room] for i in range(0, len(packet), self._room)]
+        if len(pieces) > self.rings["rx"].room:
+            return False
+        self.prefetch(len(pieces) - min(len(pieces), len(self.kernel_rx)))
+        if len(pieces) > len(self.kernel_rx):
+            return False
+        descs = self._new_descs([len(piece) for piece in pieces])
+        descs["options"][:-1] = XDP_PKT_CONTD
+        for desc, piece in zip(descs, pieces, strict=True):
+            self.payload(desc)[:] = np.frombuffer(piece, np.uint8)
         self.rings["rx"].put(descs)
-        return len(descs)
+        return True
 
     def transmit(self, max_count: int = _INDEX_MASK) -> Descs:
         """Consume tx descriptors, in order, and hold their frames until ``complete``.
@@ -254,7 +272,11 @@ class FakeQueue:
         descs = self.rings["tx"].take(max_count)
         self.kernel_tx = np.concatenate([self.kernel_tx, descs["addr"]])
         if self._record:
-            self.sent.extend(self.payload(desc).tobytes() for desc in descs)
+            for desc in descs:
+                self._begun += self.payload(desc).tobytes()
+                if not desc["options"] & XDP_PKT_CONTD:
+                    self.sent.append(self._begun)
+                    self._begun = b""
         return descs
 
     def complete(self, max_count: int = _INDEX_MASK) -> int:
@@ -272,7 +294,7 @@ class FakeQueue:
 
     def payload(self, desc: np.void) -> NDArray[np.uint8]:
         """View the packet of ``desc`` in the UMEM, writable."""
-        first = int(desc["addr"])
+        first = int(self._flat(desc["addr"]))
         return self._bytes[first : first + int(desc["len"])]
 
     def held(self) -> dict[str, Addrs]:
@@ -285,13 +307,26 @@ class FakeQueue:
             "kernel_tx": self.kernel_tx,
             "completion": self.rings["completion"].peek(),
         }
-        return {place: addrs & self._frame_mask for place, addrs in places.items()}
+        return {place: self._frames_of(addrs) for place, addrs in places.items()}
+
+    def _flat(self, addrs: Any) -> Any:
+        """Turn addresses as they are in rings into byte offsets."""
+        if not self._is_unaligned:
+            return addrs
+        shift = np.uint64(UNALIGNED_OFFSET_SHIFT)
+        return (addrs & np.uint64(2**UNALIGNED_OFFSET_SHIFT - 1)) + (addrs >> shift)
+
+    def _frames_of(self, addrs: Addrs) -> Addrs:
+        """Find the first byte of the frame that holds each address."""
+        flat: Addrs = self._flat(addrs)
+        return flat - flat % np.uint64(self._frame_size)
 
     def _new_descs(self, lengths: Sequence[int] | NDArray[Any]) -> Descs:
         count = min(len(lengths), self.rings["rx"].room)
         self.prefetch(count - min(count, len(self.kernel_rx)))
         descs = np.zeros(min(count, len(self.kernel_rx)), XDP_DESC)
-        descs["addr"] = self.kernel_rx[: len(descs)] + np.uint64(XDP_PACKET_HEADROOM)
+        offset = XDP_PACKET_HEADROOM << (UNALIGNED_OFFSET_SHIFT if self._is_unaligned else 0)
+        descs["addr"] = self.kernel_rx[: len(descs)] + np.uint64(offset)
         descs["len"] = lengths[: len(descs)]
         self.kernel_rx = self.kernel_rx[len(descs) :]
         return descs

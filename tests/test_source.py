@@ -24,6 +24,7 @@ LAYERS = (
     {"tool_config"},
     {
         "_rings",
+        "_chains",
         "_classify",
         "_decide",
         "_worker",
@@ -44,9 +45,11 @@ LAYERS = (
 )
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 WITHIN_A_LAYER = {
-    ("_classify", "_rings"),
+    ("_chains", "_rings"),
+    ("_socket", "_chains"),
     ("_socket", "_rings"),
     ("_socket", "_worker"),
+    ("_jobs", "_chains"),
     ("_jobs", "_rings"),
     ("_jobs", "_worker"),
     ("_generator", "_rings"),
@@ -55,6 +58,7 @@ WITHIN_A_LAYER = {
     ("_verifier", "_worker"),
     ("_answer", "_rings"),
     ("_answer", "_worker"),
+    ("_worker", "_chains"),
     ("_worker", "_rings"),
     ("_worker", "_classify"),
     ("_worker", "_decide"),
@@ -86,6 +90,7 @@ CYTHON_IMPORT = re.compile(
 HOT_SOURCES = (
     "_rings.pxd",
     "_rings.pyx",
+    "_chains.pyx",
     "_classify.pyx",
     "_decide.pyx",
     "_worker.pyx",
@@ -102,6 +107,7 @@ HOT_AT_LEAST = {
     "take_packet", "turn_of_pair", "turn_with_rules", "drop_burst",
     "generate_burst", "patch_packet", "take_due", "verify_burst", "find_datagram", "note_number",
     "answer_burst", "answer_packet",
+    "forward_chains", "decide_chains", "take_chains", "send_chain",
 }  # fmt: skip
 
 

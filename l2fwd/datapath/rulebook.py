@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from l2fwd import bpf, link
+from l2fwd.abi import ETHERNET_MTU
 from l2fwd.config import ForwardConfig
 from l2fwd.datapath.side import Side
 from l2fwd.errors import ConfigError
@@ -72,13 +73,17 @@ class Rulebook:
         return program
 
     def refresh(self, sides: Sequence[Side]) -> None:
-        """Tell the maps what the links are called now, and put the rules in force.
+        """Tell the maps what the links are now, and put the rules in force.
 
         A link made anew has a new ifindex; the old one left the map ``links`` with the link.
         """
         self.ifindexes = {side.name: side.link.ifindex for side in sides}
         keys = [_U32.pack(ifindex) for ifindex in self.ifindexes.values()]
         self.programs[0].update("links", dict(zip(keys, keys, strict=True)))
+        for side in sides:
+            if side.program is not None:
+                is_jumbo = side.link.mtu > ETHERNET_MTU
+                side.program.update("jumbo", {bytes(4): _U32.pack(is_jumbo)})
         self._put()
 
     def apply(self, rules: RuleTable) -> None:
