@@ -629,6 +629,16 @@ cdef class UmemHandle:
 
     Deleting it fails while a socket uses it, so close the sockets first.  ``memory`` stays
     referenced until then.
+
+    Parameters
+    ----------
+    memory : Memory
+    ring_size : int
+        Slots of the fill and completion ring.
+    headroom : int
+        Bytes.
+    flags : int
+        XDP_UMEM_UNALIGNED_CHUNK_FLAG, or 0.
     """
 
     cdef xsk_umem* umem
@@ -640,13 +650,15 @@ cdef class UmemHandle:
     cdef readonly int socket_count
     cdef set bound                      # (ifname, queue id) of the sockets
 
-    def __cinit__(self, Memory memory not None, uint32_t ring_size, uint32_t headroom):
+    def __cinit__(self, Memory memory not None, uint32_t ring_size, uint32_t headroom,
+                  uint32_t flags=0):
         cdef xsk_umem_config config
         cdef int error
         memset(&config, 0, sizeof(config))
         config.fill_size = config.comp_size = ring_size
         config.frame_size = memory.frame_size
         config.frame_headroom = headroom
+        config.flags = flags
         error = xsk_umem__create(&self.umem, memory.start, memory.shape[0] * memory.frame_size,
                                  &self.fill, &self.completion, &config)
         if error:
@@ -686,7 +698,7 @@ cdef class SocketHandle:
     ifname : str
     queue_id : int
     bind_flags : int
-        XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP.
+        XDP_COPY, XDP_ZEROCOPY, XDP_USE_NEED_WAKEUP, XDP_USE_SG.
     """
 
     cdef xsk_socket* socket

@@ -274,6 +274,7 @@ cdef class Memory:
     cdef void* start
     cdef readonly size_t size
     cdef readonly bint huge
+    cdef readonly object node           # that was preferred, or None
     cdef size_t frame_size
     cdef Py_ssize_t shape[2]
     cdef Py_ssize_t strides[2]

@@ -26,11 +26,26 @@ cdef extern from "sys/mman.h" nogil:
         MAP_PRIVATE
         MAP_ANONYMOUS
         MAP_HUGETLB
-        MAP_POPULATE
+        MADV_POPULATE_WRITE
 
     void* MAP_FAILED
     void* mmap(void* addr, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void* addr, size_t length)
+    int madvise(void* addr, size_t length, int advice)
+
+
+cdef extern from "sys/syscall.h" nogil:
+    enum:
+        SYS_mbind
+
+
+cdef extern from "unistd.h" nogil:
+    long syscall(long number, ...)
+
+
+cdef enum:
+    MPOL_PREFERRED = 1              # linux/mempolicy.h
+    NODE_WORDS = 16                 # of 64 nodes each
 
 
 DEBUG = bool(L2FWD_DEBUG)
@@ -143,6 +158,17 @@ cdef uint32_t reclaim(PortState* port) noexcept nogil:
     return count
 
 
+cdef bint prefer_node(Memory memory, unsigned int node):
+    """Have pages not yet touched come from ``node``; False where the kernel does not do that."""
+    cdef unsigned long nodes[NODE_WORDS]
+    if node >= 64 * NODE_WORDS:
+        return False
+    memset(nodes, 0, sizeof(nodes))
+    nodes[node // 64] = <unsigned long>1 << (node % 64)
+    return syscall(SYS_mbind, memory.start, memory.size, MPOL_PREFERRED, nodes,
+                   64 * NODE_WORDS + 1, 0) == 0
+
+
 cdef class Memory:
     """Anonymous memory for a UMEM, a buffer of uint8 with shape (frame_count, frame_size).
 
@@ -157,6 +183,8 @@ cdef class Memory:
         Bytes per frame.
     huge : bool
         Use 2 MiB pages from the system's pool; the mapping is rounded up to whole pages.
+    node : int or None
+        NUMA node to take it from, if that has some to give.
 
     Raises
     ------
@@ -164,17 +192,20 @@ cdef class Memory:
         If the kernel has no memory, or no huge pages, to give.
     """
 
-    def __cinit__(self, size_t frame_count, size_t frame_size, *, bint huge=False):
+    def __cinit__(self, size_t frame_count, size_t frame_size, *, bint huge=False, node=None):
         cdef int flags = MAP_PRIVATE | MAP_ANONYMOUS
         self.size = frame_count * frame_size
         if huge:
-            flags |= MAP_HUGETLB | MAP_POPULATE
+            flags |= MAP_HUGETLB
             self.size = (self.size + HUGE_PAGE_BYTES - 1) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
         self.start = mmap(NULL, self.size, PROT_READ | PROT_WRITE, flags, -1, 0)
         if self.start == MAP_FAILED:
             self.start = NULL
             what = "map huge pages for" if huge else "map memory for"
             raise kernel_error(errno, what, f"{frame_count} frames of {frame_size} bytes")
+        self.node = node if node is not None and prefer_node(self, node) else None
+        if huge:
+            madvise(self.start, self.size, MADV_POPULATE_WRITE)
         self.huge = huge
         self.frame_size = frame_size
         self.shape[0] = frame_count

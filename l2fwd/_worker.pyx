@@ -1,9 +1,9 @@
 """The life of a packet: received on one port, sent on another, its frame recycled.
 
 ``forward_burst`` is the whole data path of a plain pair of ports, ``decide_burst`` the same with
-rules, and a ``Job`` brings another one; ``forward_chains`` and ``decide_chains`` stand for them where a
-packet may take several frames.  ``run_worker`` calls it until it is stopped, sleeping while there is
-nothing to do.  No Python but a user's policy, no allocation, no lock, and at most one
+rules, and a ``Job`` brings another one; ``forward_chains`` and ``decide_chains`` stand for them
+where a packet may take several frames.  ``run_worker`` calls it until it is stopped, sleeping while
+there is nothing to do.  No Python but a user's policy, no allocation, no lock, and at most one
 system call per batch and port in here.
 """
 
@@ -25,8 +25,8 @@ from l2fwd._decide cimport (
 from l2fwd._rings cimport (
     PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState, ProducerRing,
     frame_move, frame_start, lose_frame, packet_is_usable, pool_give, reclaim, refill,
-    ring_needs_wakeup, ring_peek, ring_pending, ring_release, ring_reserve, ring_submit, rx_slot, take_packet,
-    tx_slot,
+    ring_needs_wakeup, ring_peek, ring_pending, ring_release, ring_reserve, ring_submit, rx_slot,
+    take_packet, tx_slot,
 )
 from l2fwd._xdp cimport (
     IN_ORDER, POLLIN, POLLOUT, RELAXED, RELEASE, SO_ERROR, SOL_SOCKET, atomic_load,
@@ -188,7 +188,7 @@ cdef inline uint32_t verdict_of(const FramePool* pool, const Packet* packet,
 cdef void give_to_host(WorkerState* worker, uint32_t place, const Packet* packet) noexcept nogil:
     """Hand a packet to this host's stack, as if it had just been received on the link.
 
-    Not one in several frames: the kernel takes live frames of one page only (bpf_prog_test_run_xdp).
+    Not one in several frames: the kernel takes live frames of one page (bpf_prog_test_run_xdp).
     """
     cdef PortState* src = worker.ports[place]
     cdef uint8_t* data = src.pool.data + packet.addr

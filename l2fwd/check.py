@@ -17,7 +17,9 @@ from typing import Final, Literal
 
 from l2fwd.abi import (
     AF_XDP,
+    COPY_MODE_FRAGMENTS,
     ETHERNET_HEADER_BYTES,
+    ETHERNET_MTU,
     MIN_TX_SKB_BUDGET,
     SOL_XDP,
     VLAN_TAG_BYTES,
@@ -337,6 +339,9 @@ def _mtu(link: Link, room: int, xdp: XdpFeatures | None) -> Finding:
     figures = f"MTU {link.mtu}: a packet of {needed} bytes, a frame has room for {room}"
     largest = room - ETHERNET_HEADER_BYTES - VLAN_TAG_BYTES
     if needed > room:
+        frames = -(-needed // room)
+        if link.mtu > ETHERNET_MTU and xdp and xdp.rx_sg and frames <= COPY_MODE_FRAGMENTS:
+            return _multi_buffer(link, f"{figures}; it takes {frames}", frames, xdp)
         return Finding("error", link.ifname, figures, _set_mtu(link, largest))
     aligned = room // _ZERO_COPY_ALIGN_BYTES * _ZERO_COPY_ALIGN_BYTES
     fitting = aligned - _ZERO_COPY_PAD_BYTES
@@ -345,6 +350,13 @@ def _mtu(link: Link, room: int, xdp: XdpFeatures | None) -> Finding:
         what = f"{figures}; zero-copy needs an MTU of at most {fitting}, else it is copy mode"
         return Finding("warning", link.ifname, what, _set_mtu(link, fitting))
     return Finding("ok", link.ifname, figures)
+
+
+def _multi_buffer(link: Link, figures: str, frames: int, xdp: XdpFeatures) -> Finding:
+    if xdp.zero_copy and frames > xdp.zc_max_segs:
+        what = f"{figures}, zero-copy sends {xdp.zc_max_segs} at most, else it is copy mode"
+        return Finding("warning", link.ifname, what)
+    return Finding("ok", link.ifname, f"{figures} (multi-buffer)")
 
 
 def _set_mtu(link: Link, mtu: int) -> str:

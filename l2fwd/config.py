@@ -6,7 +6,9 @@ from enum import Enum
 from typing import Final, TypeVar
 
 from l2fwd.abi import (
+    COPY_MODE_FRAGMENTS,
     ETHERNET_HEADER_BYTES,
+    ETHERNET_MTU,
     MAX_RING_SIZE,
     MIN_TX_SKB_BUDGET,
     VLAN_TAG_BYTES,
@@ -18,6 +20,7 @@ from l2fwd.rules import RuleTable
 from l2fwd.words import check_ifname
 
 FRAME_SIZES: Final = (2048, 4096)
+PAGE_BYTES: Final = 4096
 DEFAULT_RING_SIZE: Final = 2048
 DEFAULT_BATCH_SIZE: Final = 64
 DATA_PATHS: Final = ("afxdp", "redirect", "hybrid")
@@ -90,12 +93,14 @@ class UmemConfig:
     frame_count : int
         Frames in the UMEM, at least four.
     frame_size : int
-        Bytes per frame (the kernel's "chunk size"): 2048 or 4096.
+        Bytes per frame (the kernel's "chunk size"): 2048 or 4096, or any between if unaligned.
     headroom : int
         Bytes left free at the start of each frame, on top of the kernel's own
         ``XDP_PACKET_HEADROOM``.
     huge_pages : bool
         Back the UMEM with 2 MiB pages from the system's pool.
+    unaligned : bool
+        Frames of any size, one right behind the other (XDP_UMEM_UNALIGNED_CHUNK_FLAG).
 
     Raises
     ------
@@ -107,17 +112,34 @@ class UmemConfig:
     frame_size: int = 2048
     headroom: int = 0
     huge_pages: bool = False
+    unaligned: bool = False
 
     def __post_init__(self) -> None:
         if not 4 <= self.frame_count <= MAX_FRAME_COUNT:
             raise ConfigError(f"frames must be in [4, {MAX_FRAME_COUNT}], got {self.frame_count}")
-        if self.frame_size not in FRAME_SIZES:
-            raise ConfigError(f"frame-size must be 2048 or 4096 bytes, got {self.frame_size}")
+        self._check_frame_size()
         if self.headroom < 0 or self.packet_room < ETHERNET_HEADER_BYTES:
             raise ConfigError(
                 f"headroom must be in [0, {self.frame_size - XDP_PACKET_HEADROOM}) bytes, "
                 f"got {self.headroom}"
             )
+
+    def _check_frame_size(self) -> None:
+        least, most = min(FRAME_SIZES), max(FRAME_SIZES)
+        if self.frame_size in FRAME_SIZES:
+            return
+        if not least < self.frame_size < most:
+            raise ConfigError(f"frame-size must be {least} or {most} bytes, got {self.frame_size}")
+        if not self.unaligned:
+            raise ConfigError(
+                f"frame-size must be {least} or {most} bytes, got {self.frame_size}; "
+                "sizes between need --unaligned"
+            )
+
+    @property
+    def crosses_pages(self) -> bool:
+        """Whether some frame lies on two pages of the usual size."""
+        return PAGE_BYTES % self.frame_size != 0
 
     @property
     def size(self) -> int:
@@ -129,23 +151,37 @@ class UmemConfig:
         """Longest packet, in bytes, that one frame receives."""
         return self.frame_size - XDP_PACKET_HEADROOM - self.headroom
 
-    def check_mtu(self, ifname: str, mtu: int) -> None:
-        """Refuse a link whose packets do not fit a frame (``xsk_rcv_check`` drops them)."""
-        need = mtu + ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES
-        if need <= self.packet_room:
+    def fragments(self, mtu: int) -> int:
+        """Return how many frames the longest packet of a link takes."""
+        return -(-_longest_packet(mtu) // self.packet_room)
+
+    def check_mtu(self, ifname: str, mtu: int, max_fragments: int = 1) -> None:
+        """Refuse a link whose packets do not fit ``max_fragments`` frames.
+
+        The kernel would drop them (``xsk_rcv_check``).
+        """
+        if self.fragments(mtu) <= max_fragments:
             return
-        wider = [size for size in FRAME_SIZES if need <= size - XDP_PACKET_HEADROOM - self.headroom]
+        need, overhead = _longest_packet(mtu), XDP_PACKET_HEADROOM + self.headroom
+        rooms = {size: max_fragments * (size - overhead) for size in FRAME_SIZES}
+        wider = [size for size in FRAME_SIZES if need <= rooms[size]]
         largest = max(FRAME_SIZES)
-        lower = largest - XDP_PACKET_HEADROOM - self.headroom - (need - mtu)
         remedy = (
             f"use --frame-size {wider[0]}"
             if wider
-            else f"lower it (ip link set {ifname} mtu {lower}) and use --frame-size {largest}"
+            else f"lower it (ip link set {ifname} mtu {rooms[largest] - (need - mtu)}) "
+            f"and use --frame-size {largest}"
         )
+        frames = "a frame" if max_fragments == 1 else f"{max_fragments} frames"
+        verb = "holds" if max_fragments == 1 else "hold"
         raise ConfigError(
-            f"{ifname}: MTU {mtu} needs {need} bytes, a frame of {self.frame_size} holds "
-            f"{self.packet_room}; {remedy}"
+            f"{ifname}: MTU {mtu} needs {need} bytes, {frames} of {self.frame_size} {verb} "
+            f"{max_fragments * self.packet_room}; {remedy}"
         )
+
+
+def _longest_packet(mtu: int) -> int:
+    return mtu + ETHERNET_HEADER_BYTES + VLAN_TAG_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +198,8 @@ class SocketConfig:
     tx_budget : int
         Descriptors one ``sendto`` may send in copy mode (XDP_MAX_TX_SKB_BUDGET); 0 leaves
         the kernel's 32.  Ignored by kernels that have no such option.
+    frags : bool or None
+        Let a packet take several frames (XDP_USE_SG, "multi-buffer"); None: where an MTU needs it.
 
     Raises
     ------
@@ -173,6 +211,7 @@ class SocketConfig:
     bind_mode: BindMode = BindMode.AUTO
     need_wakeup: bool = True
     tx_budget: int = 0
+    frags: bool | None = None
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.ring_size) or self.ring_size > MAX_RING_SIZE:
@@ -284,6 +323,43 @@ class JobConfig:
                 f"batch-size must be in [1, ring-size {self.socket.ring_size}], "
                 f"got {self.batch_size}"
             )
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        umem, socket = self.umem, self.socket
+        if socket.frags and not self.takes_fragments:
+            raise ConfigError("frags: this job takes packets of one frame only; leave it out")
+        if umem.crosses_pages and not umem.huge_pages and socket.bind_mode is not BindMode.COPY:
+            # xp_check_unaligned: a NIC cannot write over the end of a page; the frame is lost.
+            raise ConfigError(
+                f"frame-size {umem.frame_size}: such frames cross pages; "
+                "add --huge-pages, or --bind copy"
+            )
+
+    @property
+    def takes_fragments(self) -> bool:
+        """Whether the job can do with packets in several frames."""
+        return False
+
+    @property
+    def max_fragments(self) -> int:
+        """Most frames of one packet; 1: it must fit one."""
+        if not self.takes_fragments or self.socket.frags is False:
+            return 1
+        return min(COPY_MODE_FRAGMENTS, self.socket.ring_size, self.fill_target)
+
+    def check_mtu(self, ifname: str, mtu: int) -> None:
+        """Refuse a link whose packets the sockets cannot receive.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if not self.uses_sockets:
+            return
+        # Below, it is the headroom that leaves too little.
+        is_jumbo = self.socket.frags or mtu > ETHERNET_MTU
+        self.umem.check_mtu(ifname, mtu, self.max_fragments if is_jumbo else 1)
 
     @property
     def links(self) -> tuple[str, ...]:
@@ -320,6 +396,8 @@ class ToolConfig(JobConfig):
     link_names : tuple of str
     sends_only : bool
         What arrives goes to the host stack.
+    whole_packets : bool
+        The job can do with packets in several frames.
 
     Raises
     ------
@@ -328,6 +406,7 @@ class ToolConfig(JobConfig):
 
     link_names: tuple[str, ...]
     sends_only: bool = False
+    whole_packets: bool = False
 
     def __post_init__(self) -> None:
         JobConfig.__post_init__(self)
@@ -338,6 +417,10 @@ class ToolConfig(JobConfig):
     @property
     def links(self) -> tuple[str, ...]:
         return self.link_names
+
+    @property
+    def takes_fragments(self) -> bool:
+        return self.whole_packets
 
     @property
     def receivers(self) -> int | None:
@@ -474,6 +557,10 @@ class ForwardConfig(JobConfig):
     @property
     def receivers(self) -> int | None:
         return 1 if self.one_way else None
+
+    @property
+    def takes_fragments(self) -> bool:
+        return True
 
     @property
     def uses_sockets(self) -> bool:

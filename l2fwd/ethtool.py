@@ -140,10 +140,20 @@ def _feature_names(sock: socket.socket, ifname: str) -> list[str]:
 
 def driver(ifname: str) -> str:
     """Return the name of a link's driver, or an empty string."""
+    return _driver_text(ifname, 4)
+
+
+def bus_info(ifname: str) -> str:
+    """Return where a link's device is, as ``0000:03:00.0``; or an empty string."""
+    return _driver_text(ifname, 100)
+
+
+def _driver_text(ifname: str, offset: int) -> str:
+    """Return 32 bytes of struct ethtool_drvinfo as text."""
     request = struct.pack("I", _GDRVINFO).ljust(_DRVINFO_BYTES, b"\0")
     with suppress(KernelError), _ethtool_socket() as sock:
         answer = _ethtool(sock, ifname, request, "read driver of")
-        return answer[4:36].partition(b"\0")[0].decode()
+        return answer[offset : offset + 32].partition(b"\0")[0].decode()
     return ""
 
 

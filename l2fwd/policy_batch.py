@@ -20,8 +20,9 @@ class PolicyBatch:
     Attributes
     ----------
     packets : structured array, shape (n,)
-        ``records.PACKET``: ``addr`` (byte offset in the UMEM), ``length`` (bytes) and ``key``, the
-        parsed header fields (``records.KEY``).  A copy.
+        ``records.PACKET``: ``addr`` (byte offset in the UMEM), ``length`` (bytes there), ``more``
+        (bytes in further frames, not shown) and ``key``, the parsed header fields
+        (``records.KEY``).  A copy.
     frames : uint8, shape (frame_count, frame_size)
         All packet memory, no copy.  Byte ``i`` of each packet is
         ``frames[batch.row, batch.column + i]``; what is written there is sent.  The packets are
@@ -53,7 +54,7 @@ class PolicyBatch:
         return column
 
     def bytes_of(self, index: int) -> "NDArray[np.uint8]":
-        """Return a view of one packet, uint8 of shape (length,)."""
+        """Return a view of one packet, of its first frame: uint8 of shape (length,)."""
         start = int(self.column[index])
         view: NDArray[np.uint8] = self.frames[
             self.row[index], start : start + int(self.packets["length"][index])

@@ -209,7 +209,7 @@ class XdpSocket:
                     frame_count=max(4, 2 * frames), frame_size=frame_size, headroom=headroom,
                     huge_pages=huge_pages,
                 )  # fmt: skip
-                umem = Umem(geometry, ring_size)
+                umem = Umem(geometry, ring_size, near=link)
                 undo.callback(umem.close_unused)
             self.umem = umem
             umem.config.check_mtu(link, found.mtu)

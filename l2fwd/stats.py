@@ -14,6 +14,7 @@ DROP_REASONS: Final = {
     "rx_invalid_drops": "descriptor out of bounds",
     "rx_abandoned_drops": "received, but its socket died first",
     "tx_full_drops": "the other link does not keep up",
+    "tx_fragment_drops": "in more frames than the driver sends at once",
     "tx_busy_drops": "the driver refused it: carrier lost, or over the MTU",
     "tx_invalid_drops": "the kernel refused the descriptor",
     "tx_abandoned_drops": "queued, but its socket died first",
@@ -28,6 +29,7 @@ DROP_REASONS: Final = {
 _NEVER_SENT: Final = (
     "rx_invalid_drops",
     "tx_full_drops",
+    "tx_fragment_drops",
     "rx_rule_drops",
     "rx_change_drops",
     "rx_policy_drops",
@@ -61,13 +63,17 @@ class PortSample:
         }
 
 
-def kernel_drops(statistics: dict[str, int]) -> dict[str, int]:
+def kernel_drops(statistics: dict[str, int], *, frags: bool = False) -> dict[str, int]:
     """Turn XDP_STATISTICS into disjoint reasons.
 
     In copy mode ``rx_dropped`` counts what found the fill ring empty as well
-    (``xsk_rcv``: both move by the same packet), so that part is taken out.
+    (``xsk_rcv``: both move by the same packet), so that part is taken out.  With ``frags`` no
+    packet is too long, and ``rx_dropped`` alone counts one in several frames that found too few
+    (``__xsk_rcv``).
     """
     fill_empty = statistics.get("rx_fill_ring_empty_descs", 0)
+    if frags:
+        fill_empty = max(fill_empty, statistics.get("rx_dropped", 0))
     return {
         "rx_fill_empty_drops": fill_empty,
         "rx_ring_full_drops": statistics.get("rx_ring_full", 0),

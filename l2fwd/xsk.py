@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import resource
+import socket
 import struct
 import time
 from typing import TYPE_CHECKING, Final
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from l2fwd._bpf import SocketHandle, UmemHandle
 from l2fwd._rings import Memory, Pool, Port
 from l2fwd.abi import (
+    COPY_MODE_FRAGMENTS,
     SOL_XDP,
     STATISTICS_FIELDS,
     XDP_COPY,
@@ -18,11 +20,15 @@ from l2fwd.abi import (
     XDP_OPTIONS,
     XDP_OPTIONS_ZEROCOPY,
     XDP_STATISTICS,
+    XDP_UMEM_UNALIGNED_CHUNK_FLAG,
     XDP_USE_NEED_WAKEUP,
+    XDP_USE_SG,
     XDP_ZEROCOPY,
 )
 from l2fwd.config import BindMode, SocketConfig, UmemConfig
 from l2fwd.errors import KernelError
+from l2fwd.netdev import xdp_features
+from l2fwd.numa import node_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +44,13 @@ _BIND_FLAGS: Final = {
     BindMode.ZERO_COPY: XDP_ZEROCOPY,
 }
 
+_NO_FRAGS: Final = {  # with XDP_USE_SG, xp_assign_dev and xsk_bind
+    errno.EOPNOTSUPP: "the driver has no zero-copy, or none for packets in several frames; use "
+    "--bind copy, or lower the MTU, or use --frame-size 4096",
+    errno.EINVAL: "the queue does not exist, or this kernel is older than Linux 6.6 and knows "
+    "packets of one frame only; lower the MTU, or use --frame-size 4096",
+}
+
 
 class Umem:
     """Packet memory registered with the kernel, and the pool of its free frames.
@@ -47,6 +60,8 @@ class Umem:
     config : UmemConfig
     ring_size : int
         Slots of the fill and completion ring of every socket made on this UMEM.
+    near : str
+        Link whose NUMA node the memory is taken from; empty: from any.
 
     Attributes
     ----------
@@ -69,13 +84,19 @@ class Umem:
     >>> umem.close()
     """
 
-    def __init__(self, config: UmemConfig, ring_size: int) -> None:
+    def __init__(self, config: UmemConfig, ring_size: int, *, near: str = "") -> None:
         self.config = config
-        memory = Memory(config.frame_count, config.frame_size, huge=config.huge_pages)
-        self.pool = Pool(memory)
+        memory = Memory(
+            config.frame_count,
+            config.frame_size,
+            huge=config.huge_pages,
+            node=node_of(near) if near else None,
+        )
+        self.pool = Pool(memory, unaligned=config.unaligned)
         _raise_memlock_limit()
         try:
-            self.handle = UmemHandle(memory, ring_size, config.headroom)
+            flags = XDP_UMEM_UNALIGNED_CHUNK_FLAG if config.unaligned else 0
+            self.handle = UmemHandle(memory, ring_size, config.headroom, flags)
         except KernelError as error:
             if error.errno != errno.ENOBUFS:  # xdp_umem_account_pages
                 raise
@@ -149,6 +170,8 @@ class BoundSocket:
         flags = _BIND_FLAGS[config.bind_mode]
         if config.need_wakeup:
             flags |= XDP_USE_NEED_WAKEUP
+        if config.frags:
+            flags |= XDP_USE_SG
         self.handle = _bind(umem.handle, ifname, queue_id, flags, bind_timeout)
         os.set_inheritable(self.handle.fd, False)  # a child must not keep the queue bound
         self.tx_budget = self._set_tx_budget(config.tx_budget)
@@ -158,7 +181,15 @@ class BoundSocket:
             self.handle.fd,
             f"{ifname} queue {queue_id}",
             owner=self.handle,
+            max_fragments=self._max_fragments() if config.frags else 1,
         )
+
+    def _max_fragments(self) -> int:
+        """Return how many frames of a packet the kernel sends (``xskq_cons_read_desc_batch``)."""
+        if not self.is_zero_copy:
+            return COPY_MODE_FRAGMENTS
+        features = xdp_features(socket.if_nametoindex(self.ifname))
+        return 1 if features is None else features.zc_max_segs
 
     def _set_tx_budget(self, budget: int) -> int:
         """Ask for ``budget`` descriptors per sendto; return what is in force, 0 if unknown."""
@@ -203,7 +234,11 @@ def _bind(umem: UmemHandle, ifname: str, queue_id: int, flags: int, timeout: flo
         try:
             return SocketHandle(umem, ifname, queue_id, flags)
         except KernelError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+            number = error.errno or 0
+            if flags & XDP_USE_SG and number in _NO_FRAGS:
+                remedy = _NO_FRAGS[number]
+                raise KernelError(number, error.operation, error.target, remedy) from None
+            if number != errno.EBUSY or time.monotonic() > deadline:
                 raise
         time.sleep(_BIND_RETRY_INTERVAL)
 

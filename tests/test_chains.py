@@ -69,7 +69,7 @@ class Bed:
 
     def put(self, *descs):
         """Put descriptors on the rx ring, of frames that the kernel was lent."""
-        self.left.rings["rx"].put(np.array(descs, XDP_DESC))
+        self.left.rings["rx"].put(np.array(list(descs), XDP_DESC))
 
     def frames(self, count):
         """Take frames that the kernel was lent; return where a packet begins in each."""
@@ -213,14 +213,6 @@ def test_a_job_drops_whole_packets():
     assert queue.pending("fill") == 32
 
 
-def test_a_port_of_single_frames_takes_no_others():
-    bed = Bed(max_fragments=1)
-    bed.left.receive_packets([packet(1, 60), packet(2, 2 * ROOM), packet(3, 61)])
-    bed.worker.turn()
-    assert [len(each) for each in bed.right.sent] == [60, 61] or _rings.DEBUG
-    assert bed.left.port.counters()["rx_invalid_drops"] == 2
-
-
 class Chained(RuleBasedStateMachine):
     """Two queues and a worker; ``arrived`` holds what may still be sent, in order."""
 
@@ -231,16 +223,18 @@ class Chained(RuleBasedStateMachine):
         sizes=st.tuples(SIZES, SIZES),
         before_wrap=st.integers(0, 12),
         batch_size=st.integers(1, 9),
-        targets=st.tuples(st.integers(0, 32), st.integers(0, 32)),
+        fill_targets=st.tuples(st.integers(0, 32), st.integers(0, 32)),
         frame_size=st.sampled_from([2048, 2048, 3000, 4001]),
         max_fragments=st.sampled_from([1, 3, 18]),
     )
-    def build(self, frame_count, sizes, before_wrap, batch_size, targets, frame_size, max_fragments):
+    def build(
+        self, frame_count, sizes, before_wrap, batch_size, fill_targets, frame_size, max_fragments
+    ):
         self.pool = Pool(Memory(frame_count, frame_size), unaligned=frame_size != 2048)
         self.frame_size = frame_size
         self.room = frame_size - XDP_PACKET_HEADROOM if max_fragments == 1 else 10**9
         self.queues = {}
-        for side, ring_sizes, target in zip(("left", "right"), sizes, targets, strict=True):
+        for side, ring_sizes, target in zip(("left", "right"), sizes, fill_targets, strict=True):
             queue = FakeQueue(
                 self.pool, size=ring_sizes, start=2**32 - before_wrap, name=side,
                 record=not self.is_hostile, max_fragments=max_fragments,

@@ -156,6 +156,20 @@ def test_the_mtu_fits_up_to_the_room_of_a_frame(look, sizes, mtu, fits):
         assert only_fault(findings).remedy == f"ip link set dev nic0 mtu {mtu - 1}"
 
 
+def test_jumbo_frames_need_a_driver_that_takes_several_buffers(look):
+    """R12"""
+    jumbo = {"mtu": 9000}
+    fault = only_fault(look(link=jumbo, xdp={"zero_copy": False}))
+    assert fault.remedy == "ip link set dev nic0 mtu 1774"
+    findings = look(link=jumbo, xdp={"zero_copy": False, "rx_sg": True})
+    assert faults(findings) == []
+    assert any("it takes 6 (multi-buffer)" in finding.what for finding in findings)
+    assert faults(look(link=jumbo, xdp={"rx_sg": True, "zc_max_segs": 8})) == []
+    fault = only_fault(look(link=jumbo, xdp={"rx_sg": True, "zc_max_segs": 5}))
+    assert (fault.level, fault.remedy) == ("warning", "")
+    assert "zero-copy sends 5 at most" in fault.what
+
+
 def test_an_mtu_that_turns_zero_copy_into_copy_mode_is_told(look):
     assert faults(look(link={"mtu": 1766})) == []
     fault = only_fault(look(link={"mtu": 1767}))

@@ -4,7 +4,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from l2fwd.cli import options
-from l2fwd.cli.options import check_times, refuse, run_path, socket_settings
+from l2fwd.cli.options import (
+    add_memory_options,
+    check_times,
+    refuse,
+    run_path,
+    socket_settings,
+)
 from l2fwd.config import DEFAULT_RING_SIZE, FlowConfig, ForwardConfig, Rewrite
 from l2fwd.errors import ConfigError
 from l2fwd.policy import load_policy
@@ -46,10 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chain", action="store_true", help="attach by libxdp's dispatcher, beside others")
     add("--bind", default="auto", help="auto (default), copy or zero-copy")
     add("-b", "--batch-size", type=int, help="packets per burst (64, or the ring size if less)")
-    add("-f", "--frame-size", type=int, default=2048, help="bytes per frame: 2048 or 4096")
     add("--frames", type=int, help="frames per worker (4 x ring size)")
     add("--headroom", type=int, default=0, help="bytes kept free before each packet (0)")
-    add("--huge-pages", action="store_true", help="take packet memory from 2 MiB pages")
+    add_memory_options(parser)
     add("--ring-size", type=int, default=DEFAULT_RING_SIZE, help="slots per ring (2048)")
     add("--busy-poll", action="store_true", help="never sleep: a whole CPU per queue")
     add("--need-wakeup", action=argparse.BooleanOptionalAction, default=True,

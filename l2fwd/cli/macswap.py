@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = tool_config(args)
+    config = tool_config(args, whole_packets=True)
 
     from l2fwd.datapath.tools import ToolPath
 

@@ -55,12 +55,22 @@ def add_socket_options(parser: argparse.ArgumentParser) -> None:
     add("-m", "--no-need-wakeup", dest="need_wakeup", action="store_false",
         help="do not let the driver say when it needs a system call")  # fmt: skip
     add("-b", "--batch-size", type=int, help="packets per burst (64, or the ring size if less)")
-    add("-f", "--frame-size", type=int, default=2048, help="bytes per frame: 2048 or 4096")
     add("--frames", type=int, help="frames per socket (2 x ring size)")
     add("--ring-size", type=int, default=DEFAULT_RING_SIZE, help="slots per ring (2048)")
-    add("--huge-pages", action="store_true", help="take packet memory from 2 MiB pages")
+    add_memory_options(parser)
     add("--strict", action="store_true", help="fail rather than fall back")
     add("--force", action="store_true", help="remove another XDP program from the link")
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Add what frames are like, and whether a packet may take several."""
+    add = parser.add_argument
+    add("-f", "--frame-size", type=int, default=2048,
+        help="bytes per frame: 2048 or 4096; or between, with --unaligned")  # fmt: skip
+    add("-F", "--frags", action=argparse.BooleanOptionalAction, default=None,
+        help="let a packet take several frames (default: where the MTU needs it)")  # fmt: skip
+    add("-u", "--unaligned", action="store_true", help="frames of any size, side by side")
+    add("--huge-pages", action="store_true", help="take packet memory from 2 MiB pages")
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +145,7 @@ def socket_settings(args: argparse.Namespace, rings: int) -> dict[str, Any]:
         ring_size=args.ring_size,
         bind_mode=choose(BindMode, args.bind, "bind"),
         need_wakeup=args.need_wakeup,
+        frags=args.frags,
     )
     frames = max(rings * args.ring_size, 4) if args.frames is None else args.frames
     batch_size = args.batch_size
@@ -152,6 +163,7 @@ def socket_settings(args: argparse.Namespace, rings: int) -> dict[str, Any]:
             frame_size=args.frame_size,
             headroom=getattr(args, "headroom", 0),
             huge_pages=args.huge_pages,
+            unaligned=args.unaligned,
         ),
         "socket": socket,
     }
@@ -187,6 +199,8 @@ SOCKETS_ONLY: Final = {
     "frame_size": 2048,
     "frames": None,
     "huge_pages": False,
+    "frags": None,
+    "unaligned": False,
     "ring_size": DEFAULT_RING_SIZE,
     "busy_poll": False,
     "need_wakeup": True,

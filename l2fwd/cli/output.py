@@ -183,6 +183,7 @@ def _socket_line(each: dict[str, Any]) -> str:
     return (
         f"{each['link']} queue {each['queue']}: {each['attach_mode']} XDP, {each['bind_mode']}, "
         f"rings of {each['ring_size']}, {each['frames']} frames of {each['frame_size']} bytes, "
+        f"{'multi-buffer, ' if each['multi_buffer'] else ''}"
         f"cpu {'any' if each['cpu'] is None else each['cpu']}"
         f"{'' if each['receives'] else ', send only'}"
     )

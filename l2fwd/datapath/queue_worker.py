@@ -78,11 +78,15 @@ class QueueWorker:
 
     def _open(self, settings: SocketConfig, bind_timeout: float) -> None:
         config = self.config
+        fragments = max(config.umem.fragments(side.link.mtu) for side in self.sides)
+        if settings.frags is None:
+            settings = replace(settings, frags=config.takes_fragments and fragments > 1)
         if not settings.tx_budget and settings.ring_size >= MIN_TX_SKB_BUDGET:
-            budget = max(MIN_TX_SKB_BUDGET, min(config.batch_size, settings.ring_size))
+            burst = config.batch_size * (fragments if settings.frags else 1)
+            budget = max(MIN_TX_SKB_BUDGET, min(burst, settings.ring_size))
             settings = replace(settings, tx_budget=budget)
         with ExitStack() as undo:
-            umem = Umem(config.umem, settings.ring_size)
+            umem = Umem(config.umem, settings.ring_size, near=self.sides[0].name)
             undo.callback(umem.close)
             sockets = []
             for side in self.sides:
@@ -184,11 +188,12 @@ class QueueWorker:
             return
         self._keep_decided()
         self._past = self.sample()
-        for sample in self._past:
+        waiting = [xsk.port.waiting() for xsk in self.sockets]
+        for sample, left in zip(self._past, waiting, strict=True):
             counters, drops = sample.counters, sample.drops
             # In all, not more: what earlier sockets left behind is in both differences.
             drops["tx_abandoned_drops"] = counters["tx_packets"] - counters["tx_completed"]
-            add(drops, {"rx_abandoned_drops": sample.frames["rx"]})
+            add(drops, {"rx_abandoned_drops": left})
             sample.frames = {}
         self.sockets = []
         self.worker = None
@@ -210,7 +215,7 @@ class QueueWorker:
             add(samples[i].counters, {k: v for k, v in both.items() if not k.endswith("_drops")})
             add(samples[i].drops, {k: v for k, v in both.items() if k.endswith("_drops")})
             with contextlib.suppress(KernelError):
-                add(samples[i].drops, kernel_drops(xsk.statistics()))
+                add(samples[i].drops, kernel_drops(xsk.statistics(), frags=bool(xsk.config.frags)))
             samples[i].frames = xsk.port.frames()
         if self.worker is not None:
             turns, sleeps = self.worker.turns
@@ -254,6 +259,7 @@ class QueueWorker:
                 "bind_mode": "zero-copy" if xsk.is_zero_copy else "copy",
                 "ring_size": xsk.config.ring_size,
                 "tx_budget": xsk.tx_budget,
+                "multi_buffer": bool(xsk.config.frags),
                 "frame_size": self.config.umem.frame_size,
                 "frames": self.config.umem.frame_count,
                 "cpu": self.cpu,

@@ -9,11 +9,14 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from l2fwd import bpf, link
+from l2fwd.abi import ETHERNET_MTU
 from l2fwd.config import AttachMode, JobConfig
 from l2fwd.datapath import Notify
 from l2fwd.errors import ConfigError, KernelError, RunError
 from l2fwd.netdev import xdp_features
 from l2fwd.stats import KERNEL_QUEUE, PortSample
+
+_NO_JUMBO: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE)
 
 Config = TypeVar("Config", bound=JobConfig)
 MakeProgram = Callable[[link.Link], bpf.Program]
@@ -57,8 +60,7 @@ class Side:
         self.link = link.find_link(self.name)
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
-        if self.config.uses_sockets:
-            self.config.umem.check_mtu(self.name, self.link.mtu)
+        self.config.check_mtu(self.name, self.link.mtu)
 
     def attach(self) -> list[str]:
         """Put our program on the link, or nothing; return what the user should know."""
@@ -82,11 +84,25 @@ class Side:
         try:
             return program.attach(self.link.ifindex, self.name, config.mode, chain=config.chain)
         except KernelError as error:
+            self._refuse_jumbo(error)
             if not config.chain or error.errno != errno.EBUSY:
                 raise
             found = bpf.describe_attached(self.link.ifindex)
             remedy = f"{found} was not attached through libxdp; detach it first"
             raise KernelError(errno.EBUSY, error.operation, self.name, remedy) from None
+
+    def _refuse_jumbo(self, error: KernelError) -> None:
+        """Say it in other words where the driver has no XDP for packets in several buffers."""
+        number = error.errno or 0
+        if self.link.mtu <= ETHERNET_MTU or number not in _NO_JUMBO:
+            return
+        features = xdp_features(self.link.ifindex)
+        if features is None or not features.rx_sg:
+            remedy = (
+                f"the driver's XDP may not take MTU {self.link.mtu} (no RX_SG); lower it "
+                f"(ip link set {self.name} mtu {ETHERNET_MTU}), or use --mode skb"
+            )
+            raise KernelError(number, error.operation, self.name, remedy) from None
 
     def _clear_the_way(self) -> list[str]:
         """Remove a stale program of ours; refuse to touch any other."""
