@@ -201,8 +201,12 @@ cdef class Memory:
         self.start = mmap(NULL, self.size, PROT_READ | PROT_WRITE, flags, -1, 0)
         if self.start == MAP_FAILED:
             self.start = NULL
-            what = "map huge pages for" if huge else "map memory for"
-            raise kernel_error(errno, what, f"{frame_count} frames of {frame_size} bytes")
+            error = errno               # before anything else can change it
+            frames = f"{frame_count} frames of {frame_size} bytes"
+            if not huge:
+                raise kernel_error(error, "map memory for", frames)
+            pages = f"{frames}, {self.size // HUGE_PAGE_BYTES} pages of 2 MiB"
+            raise kernel_error(error, "map huge pages for", pages)
         self.node = node if node is not None and prefer_node(self, node) else None
         if huge:
             madvise(self.start, self.size, MADV_POPULATE_WRITE)

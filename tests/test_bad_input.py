@@ -132,7 +132,7 @@ def test_huge_pages_that_are_not_there_are_named(bed):
     if pool != "0":
         pytest.skip(f"the huge page pool holds {pool} pages")
     done = run("forward", "f0", "f1", "--huge-pages", netns=bed.fwd)
-    assert_one_line(done, 1, "huge pages", "nr_hugepages")
+    assert_one_line(done, 1, "huge pages", "8 pages of 2 MiB", "nr_hugepages")
 
 
 @pytest.mark.privileged
