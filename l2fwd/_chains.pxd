@@ -27,6 +27,7 @@ cdef inline uint32_t chain_size(const Chains* chains, uint32_t i) noexcept nogil
     return chains.starts[i + 1] - chains.starts[i]
 
 
+cdef uint32_t next_length(PortState* port) noexcept nogil
 cdef void take_chains(PortState* port, uint32_t most, Chains* chains) noexcept nogil
 cdef bint send_chain(PortState* port, xdp_desc* descs, uint32_t count,
                      uint32_t* queued) noexcept nogil

@@ -28,6 +28,21 @@ cdef uint32_t copy_chain(PortState* port, uint32_t first, uint32_t available,
     return most if most == MAX_FRAGMENTS else 0
 
 
+cdef uint32_t next_length(PortState* port) noexcept nogil:
+    """Return the bytes of the next packet, which stays where it is; 0 if none is there, whole."""
+    cdef xdp_desc descs[MAX_FRAGMENTS]
+    cdef uint32_t first = 0
+    cdef uint32_t length = 0
+    cdef uint32_t most = min(port.rx_lent, <uint32_t>MAX_FRAGMENTS)
+    cdef uint32_t available = ring_peek(&port.rx, most, &first)
+    cdef uint32_t count = copy_chain(port, first, available, descs)
+    cdef uint32_t i
+    if count and chain_is_usable(port, descs, count):
+        for i in range(count):
+            length += descs[i].len
+    return length
+
+
 cdef bint chain_is_usable(const PortState* port, const xdp_desc* descs,
                           uint32_t count) noexcept nogil:
     """Tell whether these descriptors are one packet, all of it inside frames."""

@@ -23,4 +23,8 @@ cdef class Channel(Port):
     cdef int _enter(self) except -1     # once a call: not for two threads at a time
     cdef int _kick(self) except -1
     cdef int _submit(self, uint32_t count) except -1
+    cdef list _receive_whole(self, uint32_t most)
+    cdef bint _send_whole(self, packet, Py_ssize_t index, uint32_t* queued) except -1
+    cdef bint _put_whole(self, const char* data, size_t length, uint32_t* queued) noexcept
+    cdef Py_ssize_t _send_all_whole(self, packets, Py_ssize_t first) except -1
     cdef void _received(self, uint32_t count) noexcept

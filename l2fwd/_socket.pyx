@@ -16,6 +16,10 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from l2fwd._chains cimport (
+    MAX_FRAGMENTS, Chains, chain_at, chain_size, give_chain, next_length, send_chain,
+    submit_chains, take_chains,
+)
 from l2fwd._rings cimport (
     ETHERNET_HEADER_BYTES, PLACE_POOL, PLACE_TX, PLACE_USER, FramePool, Memory, Port, PortState,
     frame_move, packet_is_usable, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek,
@@ -175,6 +179,8 @@ cdef class Channel(Port):
         cdef char* data
         cdef list packets = []
         self._enter()
+        if not port.is_plain:
+            return self._receive_whole(most)
         received = ring_peek(&port.rx, min(most, port.rx_lent), &first)
         for i in range(received):
             if take_packet(port, rx_slot(&port.rx, first + i), &desc):
@@ -190,7 +196,11 @@ cdef class Channel(Port):
         cdef uint32_t first = 0
         cdef bytes packet = None
         cdef xdp_desc desc
+        cdef list whole
         self._enter()
+        if not port.is_plain:
+            whole = self._receive_whole(1)
+            return whole[0] if whole else None
         while packet is None and ring_peek(&port.rx, min(<uint32_t>1, port.rx_lent), &first):
             if take_packet(port, rx_slot(&port.rx, first), &desc):
                 packet = PyBytes_FromStringAndSize(<char*>port.pool.data + desc.addr, desc.len)
@@ -211,6 +221,8 @@ cdef class Channel(Port):
         cdef const xdp_desc* slot
         cdef xdp_desc desc
         self._enter()
+        if not port.is_plain:
+            return self._receive_whole_into(buffer)
         while ring_peek(&port.rx, min(<uint32_t>1, port.rx_lent), &first):
             slot = rx_slot(&port.rx, first)
             desc = slot[0]
@@ -226,6 +238,35 @@ cdef class Channel(Port):
             pool_give(port.pool, desc.addr, PLACE_USER)
             self._received(1)
             return desc.len
+        return -1
+
+    cdef list _receive_whole(self, uint32_t most):
+        """``receive_bytes`` where a packet may take several frames: what they hold is joined."""
+        cdef Chains chains
+        cdef const xdp_desc* descs
+        cdef uint32_t i, j
+        cdef list packets = []
+        take_chains(&self.state, most, &chains)
+        for i in range(chains.count):
+            descs = chain_at(&chains, i)
+            packets.append(b"".join([
+                PyBytes_FromStringAndSize(<char*>self.state.pool.data + descs[j].addr, descs[j].len)
+                for j in range(chain_size(&chains, i))
+            ]))
+            give_chain(self.state.pool, descs, chain_size(&chains, i))
+        top_up(&self.state)
+        return packets
+
+    def _receive_whole_into(self, unsigned char[::1] buffer):
+        cdef uint32_t length = next_length(&self.state)
+        cdef bytes packet
+        if length > <size_t>buffer.shape[0]:
+            raise ConfigError(
+                f"the packet has {length} bytes, the buffer {buffer.shape[0]}; use a larger one"
+            )
+        for packet in self._receive_whole(1):
+            memcpy(&buffer[0], PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet))
+            return PyBytes_GET_SIZE(packet)
         return -1
 
     cdef void _received(self, uint32_t count) noexcept:
@@ -280,6 +321,8 @@ cdef class Channel(Port):
         cdef uint32_t length
         self._enter()
         reclaim(port)
+        if not port.is_plain:
+            return self._send_all_whole(packets, first)
         room = ring_reserve(&port.tx, min(<uint32_t>(len(packets) - first), pool.count), &slot)
         try:
             for packet in taken(packets, first, room):
@@ -304,6 +347,8 @@ cdef class Channel(Port):
         cdef uint64_t addr
         self._enter()
         reclaim(port)
+        if not port.is_plain:
+            return self._send_all_whole((packet,), 0) == 1
         if port.pool.count == 0 or ring_reserve(&port.tx, 1, &slot) == 0:
             return False
         addr = port.pool.addrs[port.pool.count - 1]
@@ -325,6 +370,8 @@ cdef class Channel(Port):
             raise ConfigError(f"{rows.shape[0]} rows, but {lengths.shape[0]} lengths")
         self._enter()
         reclaim(port)
+        if not port.is_plain:
+            return self._send_all_whole(_RowsOf(rows, lengths), first)
         room = ring_reserve(&port.tx, min(<uint32_t>(rows.shape[0] - first), pool.count), &slot)
         try:
             for i in range(room):
@@ -388,6 +435,60 @@ cdef class Channel(Port):
         finally:
             self._submit(sent)
         return sent
+
+    cdef Py_ssize_t _send_all_whole(self, packets, Py_ssize_t first) except -1:
+        """``send_bytes`` where a packet may take several frames."""
+        cdef uint32_t queued = 0
+        cdef Py_ssize_t sent = 0
+        try:
+            while first + sent < len(packets) and self._send_whole(
+                    packets[first + sent], first + sent, &queued):
+                sent += 1
+        finally:
+            submit_chains(&self.state, queued)
+            if queued:
+                self._kick()
+        return sent
+
+    cdef bint _send_whole(self, packet, Py_ssize_t index, uint32_t* queued) except -1:
+        """Copy one packet to the TX ring, behind ``queued`` descriptors; False if there is no room.
+
+        Raises
+        ------
+        ConfigError
+            If it is too short or too long.
+        """
+        cdef size_t most = self.state.max_fragments * <size_t>self.state.pool.frame_size
+        cdef Py_buffer buffer
+        PyObject_GetBuffer(packet, &buffer, PyBUF_SIMPLE)
+        try:
+            if not ETHERNET_HEADER_BYTES <= <size_t>buffer.len <= most:
+                raise ConfigError(
+                    f"packet {index} has {buffer.len} bytes; it must have 14 to {most}"
+                )
+            return self._put_whole(<const char*>buffer.buf, buffer.len, queued)
+        finally:
+            PyBuffer_Release(&buffer)
+
+    cdef bint _put_whole(self, const char* data, size_t length, uint32_t* queued) noexcept:
+        cdef PortState* port = &self.state
+        cdef FramePool* pool = port.pool
+        cdef xdp_desc descs[MAX_FRAGMENTS]
+        cdef uint32_t slot = 0
+        cdef uint32_t count = <uint32_t>((length + pool.frame_size - 1) // pool.frame_size)
+        cdef uint32_t i
+        if count > pool.count or (
+                ring_reserve(&port.tx, queued[0] + count, &slot) < queued[0] + count):
+            return False
+        for i in range(count):
+            pool.count -= 1
+            descs[i].addr = pool.addrs[pool.count]
+            descs[i].len = <uint32_t>min(length, <size_t>pool.frame_size)
+            frame_move(pool, descs[i].addr, PLACE_POOL, PLACE_USER)
+            memcpy(pool.data + descs[i].addr, data, descs[i].len)
+            data += descs[i].len
+            length -= descs[i].len
+        return send_chain(port, descs, count, queued)
 
     cdef int _submit(self, uint32_t count) except -1:
         if count == 0:
@@ -489,6 +590,27 @@ cdef list taken(packets, Py_ssize_t first, uint32_t count):
     if isinstance(packets, (list, tuple)):
         return list(packets[first:first + count])
     return [packets[first + i] for i in range(count)]
+
+
+cdef class _RowsOf:
+    """Packets, one per row of an array, as bytes."""
+
+    cdef object rows
+    cdef object lengths
+
+    def __cinit__(self, rows, lengths):
+        self.rows = rows
+        self.lengths = lengths
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        if self.lengths[index] > self.rows.shape[1]:
+            raise ConfigError(
+                f"packet {index} has {self.lengths[index]} bytes, its row {self.rows.shape[1]}"
+            )
+        return self.rows[index, :self.lengths[index]].copy()
 
 
 cdef int check_length(const FramePool* pool, size_t length, Py_ssize_t index) except -1:

@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -22,11 +22,11 @@ import numpy as np
 
 from l2fwd import bpf
 from l2fwd._socket import WATCH_SECONDS, Channel
-from l2fwd.abi import MIN_TX_SKB_BUDGET
+from l2fwd.abi import COPY_MODE_FRAGMENTS, ETHERNET_MTU, MIN_TX_SKB_BUDGET
 from l2fwd.batch import Batch
 from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig, choose
 from l2fwd.errors import ConfigError, KernelError, UnsupportedError
-from l2fwd.link import find_link
+from l2fwd.link import Link, find_link
 from l2fwd.link_programs import LinkProgram, forget_programs
 from l2fwd.stats import kernel_drops
 from l2fwd.xsk import BoundSocket, Umem
@@ -123,6 +123,9 @@ class XdpSocket:
     frame_size, headroom : int
         Bytes of a frame (2048 or 4096), and of what is kept free before each packet received.
     huge_pages, need_wakeup : bool
+    frags : bool, optional
+        Let a packet take several frames; where the MTU needs it, if not given.  All packets are
+        copied then: a batch has memory of its own.  With ``umem``: as its first socket.
     program : str
         A BPF object of your own, ``FILE`` or ``FILE:PROGRAM``, with an XSKMAP named ``xsks_map``.
     xsks_map : str
@@ -174,6 +177,7 @@ class XdpSocket:
         headroom: int = 0,
         huge_pages: bool = False,
         need_wakeup: bool = True,
+        frags: bool | None = None,
         program: str = "",
         xsks_map: str = "",
     ) -> None:
@@ -186,7 +190,9 @@ class XdpSocket:
             raise ConfigError(f"frames must be at least 1, got {frames}")
         if umem is not None:
             ring_size = umem.handle.ring_size
+        found = find_link(link)
         settings = SocketConfig(
+            frags=frags,
             ring_size=ring_size,
             bind_mode=choose(BindMode, bind, "bind"),
             need_wakeup=need_wakeup,
@@ -197,7 +203,6 @@ class XdpSocket:
         self.queue = queue
         self.block = block
         self.poll_timeout = poll_timeout
-        found = find_link(link)
         if not 0 <= queue < max(found.rx_queue_count, 1):
             raise ConfigError(
                 f"queue must be in [0, {found.rx_queue_count}) of {link}, got {queue}"
@@ -212,7 +217,7 @@ class XdpSocket:
                 umem = Umem(geometry, ring_size, near=link)
                 undo.callback(umem.close_unused)
             self.umem = umem
-            umem.config.check_mtu(link, found.mtu)
+            settings = _with_frags(settings, umem, found)
             self._check_frames(min(frames, ring_size) if receive else 0, frame_size, headroom)
             self._program = None if xsks_map else LinkProgram(found, attach_mode, program)
             if self._program:
@@ -370,6 +375,8 @@ class XdpSocket:
         self._require_open()
         if most < 1:
             raise ConfigError(f"a batch takes at least 1 packet, got {most}")
+        if self.channel.max_fragments > 1:
+            return self._read_whole(most, timeout)
         most = min(most, self.umem.config.frame_count)
         addrs, lengths = np.empty(most, np.uint64), np.empty(most, np.uint32)
         while True:
@@ -386,6 +393,13 @@ class XdpSocket:
             return batch
         with batch:
             return batch.copy()
+
+    def _read_whole(self, most: int, timeout: float | None) -> Batch:
+        """``read_batch`` where a packet may take several frames: joined, in their own memory."""
+        while True:
+            packets = self.channel.receive_bytes(most)
+            if packets or not self._wait_to_read(timeout):
+                return Batch.of(packets, time.time_ns())
 
     # Send
 
@@ -542,7 +556,8 @@ class XdpSocket:
         counters = self.channel.counters()
         kernel = self._bound.statistics()
         own = {key: value for key, value in counters.items() if key.endswith("_drops")}
-        drops = {key: value for key, value in (own | kernel_drops(kernel)).items() if value}
+        own |= kernel_drops(kernel, frags=bool(self._bound.config.frags))
+        drops = {key: value for key, value in own.items() if value}
         frames = {"pool": self.umem.pool.free_count, **self.channel.frames()}
         frames["user"] = self.umem.pool.user_count
         frames["lost"] = self.umem.pool.lost_count
@@ -744,6 +759,24 @@ class MultiQueueSocket:
         self.close()
 
 
+def _with_frags(settings: SocketConfig, umem: Umem, link: Link) -> SocketConfig:
+    """Decide whether packets may take several frames; a UMEM's first socket does it for all.
+
+    Raises
+    ------
+    ConfigError
+        If they must, and may not.
+    """
+    frags = umem.frags
+    if frags is None:
+        frags = settings.frags
+    if frags is None:
+        frags = link.mtu > ETHERNET_MTU and umem.config.fragments(link.mtu) > 1
+    most = min(COPY_MODE_FRAGMENTS, settings.ring_size, umem.config.frame_count // 2)
+    umem.config.check_mtu(link.ifname, link.mtu, most if frags else 1)
+    return replace(settings, frags=frags)
+
+
 def _umem_for(link: str, queues: int, options: dict[str, Any]) -> Umem:
     """Make the UMEM that the sockets of ``queues`` queues share."""
     ring_size = SocketConfig(ring_size=options.get("ring_size", DEFAULT_RING_SIZE)).ring_size
@@ -753,8 +786,7 @@ def _umem_for(link: str, queues: int, options: dict[str, Any]) -> Umem:
         headroom=options.pop("headroom", 0),
         huge_pages=options.pop("huge_pages", False),
     )
-    geometry.check_mtu(link, find_link(link).mtu)
-    return Umem(geometry, ring_size)
+    return Umem(geometry, ring_size, near=link)
 
 
 _PLACES_OF_UMEM: Final = ("pool", "user", "lost")

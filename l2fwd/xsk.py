@@ -7,6 +7,7 @@ import resource
 import socket
 import struct
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from l2fwd._bpf import SocketHandle, UmemHandle
@@ -93,6 +94,7 @@ class Umem:
             node=node_of(near) if near else None,
         )
         self.pool = Pool(memory, unaligned=config.unaligned)
+        self.frags: bool | None = None  # as its first socket was bound
         _raise_memlock_limit()
         try:
             flags = XDP_UMEM_UNALIGNED_CHUNK_FLAG if config.unaligned else 0
@@ -166,13 +168,15 @@ class BoundSocket:
     ) -> None:
         self.ifname = ifname
         self.queue_id = queue_id
-        self.config = config
+        frags = bool(config.frags) if umem.frags is None else umem.frags
+        self.config = replace(config, frags=frags)
         flags = _BIND_FLAGS[config.bind_mode]
         if config.need_wakeup:
             flags |= XDP_USE_NEED_WAKEUP
-        if config.frags:
+        if frags:
             flags |= XDP_USE_SG
         self.handle = _bind(umem.handle, ifname, queue_id, flags, bind_timeout)
+        umem.frags = frags
         os.set_inheritable(self.handle.fd, False)  # a child must not keep the queue bound
         self.tx_budget = self._set_tx_budget(config.tx_budget)
         self.port = make_port(
@@ -181,7 +185,7 @@ class BoundSocket:
             self.handle.fd,
             f"{ifname} queue {queue_id}",
             owner=self.handle,
-            max_fragments=self._max_fragments() if config.frags else 1,
+            max_fragments=self._max_fragments() if frags else 1,
         )
 
     def _max_fragments(self) -> int:

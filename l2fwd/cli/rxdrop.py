@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = tool_config(args, whole_packets=True)
+    config = tool_config(args, whole_packets=not args.verify)
 
     def make_path(notify: "Notify") -> "ToolPath":
         if args.verify:
