@@ -1,13 +1,21 @@
 """Jumbo frames through all data paths, and frames of any size: judged where they arrive."""
 
+import errno
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from l2fwd import link
+from l2fwd.config import ForwardConfig
+from l2fwd.datapath import side
+from l2fwd.datapath.side import Side
+from l2fwd.errors import KernelError
+from l2fwd.netdev import xdp_features
+from tests.on_the_wire import End
 
 pytestmark = pytest.mark.privileged
 
@@ -99,12 +107,11 @@ def test_tags_come_and_go_on_jumbo_frames(jumbo, forward, open_wire):
     forwarder = forward(
         jumbo, "--rule", "in f0 -> out f1 push_vlan 7 set_dst_mac 02:00:00:00:00:09"
     )
-    wire = open_wire(jumbo)
-    wire.sink.setsockopt(263, 8, 1)  # PACKET_AUXDATA: the tag is beside the packet
-    (sent,) = wire.send(1, length=8000)
-    ((data, control),) = [wire.sink.recvmsg(65536, 256)[:2]]
-    assert data == bytes.fromhex("020000000009") + sent[6:]
-    assert int.from_bytes(control[0][2][16:18], sys.byteorder) == 7  # tpacket_auxdata.tp_vlan_tci
+    sink = End(jumbo.sink, "s0")  # which sees tags
+    (sent,) = open_wire(jumbo).send(1, length=8000)
+    tagged = bytes.fromhex("020000000009") + sent[6:12] + bytes.fromhex("81000007") + sent[12:]
+    assert sink.receive(1) == [tagged]
+    sink.close()
     assert forwarder.stop()["drops"] == {}
 
 
@@ -252,6 +259,24 @@ def test_jumbo_frames_that_do_not_fit_are_refused(jumbo, words, said):
     assert done.stderr.count("\n") == 1
     for each in said:
         assert each in done.stderr
+
+
+def test_a_driver_without_multi_buffer_xdp_is_named(jumbo, monkeypatch):
+    """A native program for several buffers is refused by a driver that has none."""
+    with link.in_netns(jumbo.fwd):
+        found = Side("f0", ForwardConfig(in_link="f0", out_link="f1"), lambda found: None)
+        features = replace(xdp_features(found.link.ifindex), rx_sg=False)
+
+    class Refused:
+        def attach(self, ifindex, ifname, mode, *, chain):
+            raise KernelError(errno.EINVAL, "attach to", ifname, "turn LRO off")
+
+    monkeypatch.setattr(side, "xdp_features", lambda ifindex: features)
+    with pytest.raises(KernelError, match=r"MTU 9000 \(no RX_SG\); lower it .* or use --mode skb"):
+        found._attach(Refused())
+    monkeypatch.setattr(side, "xdp_features", lambda ifindex: replace(features, rx_sg=True))
+    with pytest.raises(KernelError, match="turn LRO off"):
+        found._attach(Refused())
 
 
 def test_more_frames_than_a_packet_may_take_are_refused(make_bed):
