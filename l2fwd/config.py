@@ -337,6 +337,11 @@ class JobConfig:
             )
 
     @property
+    def redirects(self) -> bool:
+        """Whether programs send packets to other links by themselves."""
+        return False
+
+    @property
     def takes_fragments(self) -> bool:
         """Whether the job can do with packets in several frames."""
         return False
@@ -557,6 +562,10 @@ class ForwardConfig(JobConfig):
     @property
     def receivers(self) -> int | None:
         return 1 if self.one_way else None
+
+    @property
+    def redirects(self) -> bool:
+        return self.data_path != "afxdp"
 
     @property
     def takes_fragments(self) -> bool:

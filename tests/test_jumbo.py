@@ -279,6 +279,28 @@ def test_a_driver_without_multi_buffer_xdp_is_named(jumbo, monkeypatch):
         found._attach(Refused())
 
 
+@pytest.mark.parametrize(
+    ("data_path", "mode", "has_it", "count"),
+    [
+        ("redirect", "native", False, 1),
+        ("hybrid", "native", False, 1),
+        ("redirect", "native", True, 0),
+        ("redirect", "skb", False, 0),
+        ("afxdp", "native", False, 0),
+    ],
+)
+def test_a_driver_that_takes_no_redirected_jumbo_frames_is_named(
+    jumbo, monkeypatch, data_path, mode, has_it, count
+):
+    """dev_map_enqueue: EOPNOTSUPP, which only a tracepoint tells."""
+    config = ForwardConfig(in_link="f0", out_link="f1", data_path=data_path)
+    with link.in_netns(jumbo.fwd):
+        found = Side("f0", config, lambda found: None)
+        features = replace(xdp_features(found.link.ifindex), ndo_xmit_sg=has_it)
+    monkeypatch.setattr(side, "xdp_features", lambda ifindex: features)
+    assert len(found._jumbo_notes(mode)) == count
+
+
 def test_more_frames_than_a_packet_may_take_are_refused(make_bed):
     bed = with_mtu(make_bed(), 18 * ROOM - 17)
     done = run(bed, "forward", "f0", "f1")

@@ -77,7 +77,19 @@ class Side:
                 self._promiscuous = link.hold_promiscuous(self.link.ifindex)
             undo.pop_all()
         self.attachment = attachment
-        return notes + attachment.notes
+        return notes + attachment.notes + self._jumbo_notes(attachment.mode)
+
+    def _jumbo_notes(self, mode: str) -> list[str]:
+        """Say if the driver drops packets in several buffers that are redirected to it."""
+        if mode != "native" or self.link.mtu <= ETHERNET_MTU or not self.config.redirects:
+            return []
+        features = xdp_features(self.link.ifindex)
+        if features is None or features.ndo_xmit_sg:
+            return []
+        return [
+            f"{self.name}: its driver takes no redirected packet in several buffers (no "
+            f"NDO_XMIT_SG): jumbo frames may be lost; use --data-path afxdp or --mode skb"
+        ]
 
     def _attach(self, program: bpf.Program) -> bpf.Attachment:
         config = self.config
