@@ -114,6 +114,7 @@ def test_a_tool_goes_on_after_its_link_was_gone(bed, forward, open_wire, in_fwd)
     link.create_veth((bed.gen, "g0"), (bed.fwd, "f0"))
     for netns, ifname in ((bed.gen, "g0"), (bed.fwd, "f0")):
         with link.in_netns(netns):
+            link.disable_ipv6(ifname)
             link.set_up(ifname)
     tool.wait_for("port_up")
     wire.close()
