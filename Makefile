@@ -8,7 +8,7 @@ export L2FWD_DEBUG ?= 0
 KIND := $(if $(filter 1,$(L2FWD_DEBUG)),debug,release)
 SOURCES := setup.py pyproject.toml $(wildcard l2fwd/*.pyx l2fwd/*.pxd kern/*)
 
-.PHONY: build debug demo test fuzz lint bench clean system
+.PHONY: build debug demo test test-zerocopy fuzz lint bench clean system
 
 build: $(VENV)/.built-$(KIND) ## compile extensions and BPF objects in place
 
@@ -25,6 +25,10 @@ fuzz: build                  ## a million frames, flows and ring events; a thous
 	$(SUDO) env L2FWD_FUZZ=1 $(BIN)/python -m pytest --timeout 0 tests/test_model.py \
 	tests/test_redirect.py tests/test_same_verdict.py tests/test_hostile.py \
 	-k "agree or sequence or swapped or flood"
+
+test-zerocopy: build         ## the tests of zero-copy, in a VM with emulated Intel NICs; ARGS="-k skb"
+	$(BIN)/python tests/zerocopy/vm.py --or-skip --nics igb=4,virtio=4 -- \
+	$(BIN)/python -m pytest -v -p no:cacheprovider --timeout 240 tests/zerocopy $(ARGS)
 
 lint: build                  ## style and types
 	export PATH="$$PWD/$(BIN):$$PATH"; $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && \

@@ -100,6 +100,7 @@ cdef struct PortState:              # one (link, queue) taking part in forwardin
     int fd
     kick_function kick_tx
     kick_function kick_rx
+    bint is_polled                  # its NIC does nothing by itself: preferred busy polling
     PortCounters counters
 
 

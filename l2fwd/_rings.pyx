@@ -363,6 +363,15 @@ cdef class Port:
         open_ring(&self.state.tx.ring, rings["tx"])
         self.is_open = True
 
+    @property
+    def is_polled(self):
+        """Whether every turn makes a system call, which runs the NIC's poll function."""
+        return bool(self.state.is_polled)
+
+    @is_polled.setter
+    def is_polled(self, bint value):
+        self.state.is_polled = value
+
     def refill(self, uint32_t fill_target):
         """Keep ``fill_target`` frames lent for RX from now on; return how many were added.
 
@@ -379,6 +388,11 @@ cdef class Port:
             raise ConfigError(f"{self.state.rx_lent} frames are lent already, asked {fill_target}")
         self.state.fill_target = fill_target
         return refill(&self.state)
+
+    def wake_rx(self):
+        """Have the driver look at the fill ring.  Not while a worker runs."""
+        self._require_idle()
+        self.state.kick_rx(self.state.fd)
 
     def reclaim(self):
         """Take completed frames back; return how many.  Not while a worker runs."""

@@ -352,7 +352,8 @@ cdef int kick_tx(PortState* port) noexcept nogil:
     cdef uint32_t useless = 0
     cdef uint32_t before = ring_pending(&port.tx.ring)
     cdef int error
-    while before and useless < MAX_USELESS_KICKS and ring_needs_wakeup(&port.tx):
+    while before and useless < MAX_USELESS_KICKS and (
+            port.is_polled or ring_needs_wakeup(&port.tx)):
         port.counters.tx_wakeups += 1
         error = -port.kick_tx(port.fd)
         if error == 0:
@@ -369,8 +370,11 @@ cdef int kick_tx(PortState* port) noexcept nogil:
 
 
 cdef void kick_rx(PortState* port) noexcept nogil:
-    """Wake a driver that ran out of fill-ring frames (need_wakeup on the fill ring)."""
-    if port.fill_target and ring_needs_wakeup(&port.fill):
+    """Wake a driver that ran out of fill-ring frames (need_wakeup on the fill ring).
+
+    A polled one is woken each time: it receives, and completes what was sent, in this call only.
+    """
+    if port.is_polled or port.fill_target and ring_needs_wakeup(&port.fill):
         port.counters.rx_wakeups += 1
         port.kick_rx(port.fd)
 

@@ -31,6 +31,7 @@ from l2fwd.errors import ConfigError, L2fwdError
 from l2fwd.ethtool import features
 from l2fwd.link import INITIAL_NETNS, Link, find_link, find_peer, in_netns
 from l2fwd.netdev import XdpFeatures, xdp_features
+from l2fwd.nics import room_in_zero_copy
 
 Level = Literal["ok", "warning", "error"]
 
@@ -46,8 +47,7 @@ _CAP_IPC_LOCK: Final = 14
 _CAP_SYS_ADMIN: Final = 21  # bpf_capable: stands for CAP_BPF
 
 # xp_assign_dev wants room for the MTU with header, two VLAN tags and checksum (ETH_PAD_LEN) ...
-_ZERO_COPY_PAD_BYTES: Final = 26
-_ZERO_COPY_ALIGN_BYTES: Final = 128  # ... in what NICs can be told of a buffer's size
+_ZERO_COPY_PAD_BYTES: Final = 26  # ... in what NICs can be told of a buffer's size
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,8 @@ def check_packets(name: str, *, redirect: bool = False) -> list[Finding]:
     xdp = xdp_features(link.ifindex)
     peer = _find_peer(link)
     findings = [*_offloads(link, features(name), xdp), *_veth(link, peer)]
-    if redirect and xdp is not None and xdp.basic:
+    # Other drivers take redirected packets once the link has a program, as it will have.
+    if redirect and link.kind == "veth" and xdp is not None and xdp.basic:
         findings.append(_ndo_xmit(link, xdp, peer))
     return [finding for finding in findings if finding.level != "ok"]
 
@@ -343,9 +344,12 @@ def _mtu(link: Link, room: int, xdp: XdpFeatures | None) -> Finding:
         if link.mtu > ETHERNET_MTU and xdp and xdp.rx_sg and frames <= COPY_MODE_FRAGMENTS:
             return _multi_buffer(link, f"{figures}; it takes {frames}", frames, xdp)
         return Finding("error", link.ifname, figures, _set_mtu(link, largest))
-    aligned = room // _ZERO_COPY_ALIGN_BYTES * _ZERO_COPY_ALIGN_BYTES
-    fitting = aligned - _ZERO_COPY_PAD_BYTES
+    used = room_in_zero_copy(link.driver, room)
+    fitting = room_in_zero_copy("", room) - _ZERO_COPY_PAD_BYTES
     is_zero_copy = xdp is not None and xdp.zero_copy and xdp.zc_max_segs == 1
+    if is_zero_copy and needed > used:
+        what = f"{figures}, of which {link.driver} uses {used} in zero-copy: use --frame-size 4096"
+        return Finding("warning", link.ifname, f"{what} or --bind copy")
     if is_zero_copy and link.mtu > fitting:
         what = f"{figures}; zero-copy needs an MTU of at most {fitting}, else it is copy mode"
         return Finding("warning", link.ifname, what, _set_mtu(link, fitting))

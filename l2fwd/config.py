@@ -15,6 +15,7 @@ from l2fwd.abi import (
     XDP_PACKET_HEADROOM,
 )
 from l2fwd.errors import ConfigError
+from l2fwd.nics import room_in_zero_copy
 from l2fwd.policy import Policy
 from l2fwd.rules import RuleTable
 from l2fwd.words import check_ifname
@@ -25,6 +26,8 @@ DEFAULT_RING_SIZE: Final = 2048
 DEFAULT_BATCH_SIZE: Final = 64
 DATA_PATHS: Final = ("afxdp", "redirect", "hybrid")
 MISS_POLICIES: Final = ("pass", "drop", "user")
+DEFAULT_BUSY_POLL_BUDGET: Final = 64
+MAX_BUSY_POLL_BUDGET: Final = 65535  # sk_busy_poll_budget has 16 bits
 MAX_LINKS: Final = 16  # MAX_PORTS in _decide.pxd
 MAX_FLOWS: Final = 1 << 24
 MAX_FRAME_COUNT: Final = 1 << 24  # 64 GiB of 4096-byte frames
@@ -149,7 +152,10 @@ class UmemConfig:
     @property
     def packet_room(self) -> int:
         """Longest packet, in bytes, that one frame receives."""
-        return self.frame_size - XDP_PACKET_HEADROOM - self.headroom
+        return self._room_of(self.frame_size)
+
+    def _room_of(self, frame_size: int) -> int:
+        return frame_size - XDP_PACKET_HEADROOM - self.headroom
 
     def fragments(self, mtu: int) -> int:
         """Return how many frames the longest packet of a link takes."""
@@ -162,8 +168,8 @@ class UmemConfig:
         """
         if self.fragments(mtu) <= max_fragments:
             return
-        need, overhead = _longest_packet(mtu), XDP_PACKET_HEADROOM + self.headroom
-        rooms = {size: max_fragments * (size - overhead) for size in FRAME_SIZES}
+        need = _longest_packet(mtu)
+        rooms = {size: max_fragments * self._room_of(size) for size in FRAME_SIZES}
         wider = [size for size in FRAME_SIZES if need <= rooms[size]]
         largest = max(FRAME_SIZES)
         remedy = (
@@ -177,6 +183,24 @@ class UmemConfig:
         raise ConfigError(
             f"{ifname}: MTU {mtu} needs {need} bytes, {frames} of {self.frame_size} {verb} "
             f"{max_fragments * self.packet_room}; {remedy}"
+        )
+
+    def check_zero_copy(self, ifname: str, driver: str, mtu: int) -> None:
+        """Refuse a link whose NIC would spoil, in zero-copy, packets that do fit a frame."""
+        need = _longest_packet(mtu)
+        if need <= room_in_zero_copy(driver, self.packet_room):
+            return
+        room = {size: room_in_zero_copy(driver, self._room_of(size)) for size in FRAME_SIZES}
+        wider = [size for size in FRAME_SIZES if need <= room[size]]
+        lower = max(room.values()) - (need - mtu)
+        remedy = (
+            f"--frame-size {wider[0]}"
+            if wider
+            else f"--frame-size {max(FRAME_SIZES)} with an MTU of at most {lower}"
+        )
+        raise ConfigError(
+            f"{ifname}: in zero-copy {driver} receives {room[self.frame_size]} bytes into a frame "
+            f"of {self.frame_size}, MTU {mtu} needs {need}; use {remedy}, or --bind copy"
         )
 
 
@@ -198,6 +222,9 @@ class SocketConfig:
     tx_budget : int
         Descriptors one ``sendto`` may send in copy mode (XDP_MAX_TX_SKB_BUDGET); 0 leaves
         the kernel's 32.  Ignored by kernels that have no such option.
+    busy_poll_budget : int
+        Packets that one system call takes from the NIC, whose interrupts stand back (preferred
+        busy polling); 0: interrupts as usual.
     frags : bool or None
         Let a packet take several frames (XDP_USE_SG, "multi-buffer"); None: where an MTU needs it.
 
@@ -211,6 +238,7 @@ class SocketConfig:
     bind_mode: BindMode = BindMode.AUTO
     need_wakeup: bool = True
     tx_budget: int = 0
+    busy_poll_budget: int = 0
     frags: bool | None = None
 
     def __post_init__(self) -> None:
@@ -221,6 +249,11 @@ class SocketConfig:
         if self.tx_budget and not MIN_TX_SKB_BUDGET <= self.tx_budget <= self.ring_size:
             raise ConfigError(
                 f"tx_budget must be 0 or in [{MIN_TX_SKB_BUDGET}, ring-size], got {self.tx_budget}"
+            )
+        if not 0 <= self.busy_poll_budget <= MAX_BUSY_POLL_BUDGET:
+            raise ConfigError(
+                f"busy-poll-budget must be in [1, {MAX_BUSY_POLL_BUDGET}], "
+                f"got {self.busy_poll_budget}"
             )
 
 
@@ -318,6 +351,8 @@ class JobConfig:
     def __post_init__(self) -> None:
         for name in self.links:
             check_ifname(name)
+        if self.mode is AttachMode.SKB and self.socket.bind_mode is BindMode.ZERO_COPY:
+            raise ConfigError("zero-copy needs a native program: use --mode native or --bind copy")
         if not 1 <= self.batch_size <= self.socket.ring_size:
             raise ConfigError(
                 f"batch-size must be in [1, ring-size {self.socket.ring_size}], "

@@ -22,6 +22,7 @@ from l2fwd.words import check_ifname
 # linux/sockios.h, linux/ethtool.h
 _SIOCETHTOOL: Final = 0x8946
 _GDRVINFO: Final = 0x03
+_GRINGPARAM: Final = 0x10
 _GSTRINGS: Final = 0x1B
 _GSSET_INFO: Final = 0x37
 _GFEATURES: Final = 0x3A
@@ -32,6 +33,7 @@ _SS_FEATURES: Final = 4  # string set: the names of the features
 _STRING_BYTES: Final = 32  # ETH_GSTRING_LEN
 _DRVINFO_BYTES: Final = 196  # sizeof(struct ethtool_drvinfo)
 _CHANNELS: Final = struct.Struct("9I")  # struct ethtool_channels
+_RINGS: Final = struct.Struct("9I")  # struct ethtool_ringparam
 
 # ethtool(8) has names of its own for some features, and for groups of them.
 _FEATURE_GROUPS: Final = {
@@ -166,6 +168,15 @@ def queue_counts(ifname: str) -> tuple[int, int] | None:
         if rx + combined and tx + combined:
             return rx + combined, tx + combined
     return None
+
+
+def rx_ring_size(ifname: str) -> int:
+    """Return the slots of each RX ring of the NIC, or 0 where the driver does not tell."""
+    request = struct.pack("I", _GRINGPARAM).ljust(_RINGS.size, b"\0")
+    with suppress(KernelError), _ethtool_socket() as sock:
+        answer = _ethtool(sock, ifname, request, "read rings of")
+        return int(_RINGS.unpack(answer)[5])  # after the most there can be of each kind
+    return 0
 
 
 def _ethtool_socket() -> socket.socket:

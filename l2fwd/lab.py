@@ -56,7 +56,7 @@ _OFFLOADS: Final = (
 )
 _MAX_DURATION_SECONDS: Final = 86400.0
 _FLOWS_PER_QUEUE: Final = 16  # so that the hash leaves no queue idle
-_READY_SECONDS: Final = 10.0
+_READY_SECONDS: Final = 30.0  # a busy machine, or an emulated one
 _STOP_SECONDS: Final = 5.0
 _STRAGGLER_SECONDS: Final = 2.0
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
@@ -78,6 +78,8 @@ class Bed:
     ConfigError
         If the name cannot be one, or the queue count is out of range.
     """
+
+    gen_link, in_link, out_link, sink_link = "g0", "f0", "f1", "s0"
 
     def __init__(self, name: str = DEFAULT_NAME, *, queues: int = 1) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", name):
@@ -164,6 +166,69 @@ class Bed:
     def leftovers(self) -> list[str]:
         """Return the namespaces of this bed that exist."""
         return [name for name in (self.gen, self.fwd, self.sink) if link.netns_exists(name)]
+
+
+class NicBed(Bed):
+    """The same over four NICs: a cable from GEN to IN, and one from OUT to SINK.
+
+    They keep their names, and come back to the namespace they were in; when this process is
+    killed, to the initial one.
+
+    Parameters
+    ----------
+    name : str
+    links : sequence of str
+        GEN, IN, OUT and SINK, without IP addresses: they would lose them.
+    queues : int
+        That they have.
+
+    Raises
+    ------
+    ConfigError
+    """
+
+    def __init__(self, name: str, links: Sequence[str], *, queues: int = 1) -> None:
+        super().__init__(name, queues=queues)
+        if len(set(links)) != 4:
+            raise ConfigError(f"links must be four, GEN IN OUT SINK, got {' '.join(links)}")
+        for ifname in links:
+            addresses = link.addresses(ifname)
+            if addresses:
+                raise ConfigError(
+                    f"{ifname} has address {addresses[0]}, which it would lose; name a link that "
+                    "nothing uses"
+                )
+        self.gen_link, self.in_link, self.out_link, self.sink_link = links
+        roles = (self.gen, self.fwd, self.fwd, self.sink)
+        self._ends = list(zip(roles, links, strict=True))
+        self._undo = ExitStack()
+
+    def up(self) -> None:
+        """Move the links to three namespaces and set them up; all or nothing."""
+        with ExitStack() as undo:
+            home = undo.enter_context(open("/proc/thread-self/ns/net", "rb"))
+            for netns in (self.gen, self.fwd, self.sink):
+                link.create_netns(netns)
+                undo.callback(link.remove_netns, netns)
+            for netns, ifname in self._ends:
+                link.move(ifname, netns)
+                undo.callback(_bring_back, netns, ifname, f"/proc/self/fd/{home.fileno()}")
+                with link.in_netns(netns):
+                    link.disable_ipv6(ifname)
+                    link.set_promiscuous(ifname, True)
+                    link.set_up(ifname)
+            self._undo = undo.pop_all()
+
+    def down(self) -> None:
+        """Bring the links back, and remove the namespaces."""
+        self._undo.close()
+
+
+def _bring_back(netns: str, ifname: str, home: str) -> None:
+    with link.in_netns(netns):
+        link.set_promiscuous(ifname, False)
+        link.move(ifname, home)
+    link.set_up(ifname)
 
 
 def _delete_link(netns: str, ifname: str) -> None:
@@ -308,6 +373,10 @@ class Demo:
         Of each link.  With one, the frames are one flow, and the order of all of them counts.
     both_ways : bool
         Also from sink to generator.
+    links : sequence of str, optional
+        Four NICs in place of veths, as ``NicBed`` takes them; ``queues`` says how many they have.
+    options : sequence of str
+        More options of ``forward``.
 
     Raises
     ------
@@ -324,6 +393,8 @@ class Demo:
         mode: AttachMode = AttachMode.AUTO,
         queues: int = 1,
         both_ways: bool = False,
+        links: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> None:
         if not 0 < duration <= _MAX_DURATION_SECONDS:
             raise ConfigError(
@@ -333,10 +404,12 @@ class Demo:
             raise UnsupportedError(
                 f"data path {data_path!r} does not exist; choose from: {', '.join(DATA_PATHS)}"
             )
-        self.bed = Bed(f"l2fwd-demo{os.getpid()}", queues=queues)
+        name = f"l2fwd-demo{os.getpid()}"
+        self.bed = NicBed(name, links, queues=queues) if links else Bed(name, queues=queues)
         self._notify = notify
         self._duration = duration
-        self._arguments = ["f0", "f1", "--data-path", data_path, "--mode", mode.value]
+        self._arguments = [self.bed.in_link, self.bed.out_link]
+        self._arguments += ["--data-path", data_path, "--mode", mode.value, *options]
         self._both_ways = both_ways
         self._stopping = False
 
@@ -367,7 +440,8 @@ class Demo:
         return summary
 
     def _open_streams(self, undo: ExitStack) -> list[Stream]:
-        left, right = (self.bed.gen, "g0"), (self.bed.sink, "s0")
+        left = (self.bed.gen, self.bed.gen_link)
+        right = (self.bed.sink, self.bed.sink_link)
         flows = 1 if self.bed.queues == 1 else self.bed.queues * _FLOWS_PER_QUEUE
         streams = [Stream(left, right, station=1, flows=flows)]
         undo.callback(streams[0].close)

@@ -12,6 +12,7 @@ import functools
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,6 +45,8 @@ _IFF_UP: Final = 1 << 0
 _SOL_PACKET: Final = 263
 _PACKET_ADD_MEMBERSHIP: Final = 1
 _PACKET_MR_PROMISC: Final = 1
+# linux/rtnetlink.h
+_RT_SCOPE_LINK: Final = 253
 _IFF_PROMISC: Final = 1 << 8
 
 _XDP_MODES: Final = {  # pyroute2's names of IFLA_XDP_ATTACHED
@@ -54,6 +57,7 @@ _XDP_MODES: Final = {  # pyroute2's names of IFLA_XDP_ATTACHED
     "xdpmulti": "multi",
 }
 
+_CARRIER_POLL_SECONDS: Final = 0.02
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 _Parameters = ParamSpec("_Parameters")
@@ -86,6 +90,8 @@ class Link:
         Other end of a veth, in namespace ``peer_netns_id``.
     peer_netns_id : int or None
         None where the peer is in the same namespace.
+    rx_missed : int
+        Packets the NIC had no buffer for, since the driver began to count.
     """
 
     ifindex: int
@@ -103,6 +109,7 @@ class Link:
     address: str
     peer_ifindex: int | None
     peer_netns_id: int | None
+    rx_missed: int = 0
 
 
 def _outside_event_loops(
@@ -143,6 +150,21 @@ def find_link(ifname: str) -> Link:
         if error.errno == errno.ENODEV:
             raise _unknown_link(ifname) from error
         raise
+
+
+def wait_for_carrier(ifname: str, seconds: float, check: Callable[[], None]) -> bool:
+    """Wait until a link has a carrier; False if it has none after so long.
+
+    Attaching a program resets Intel NICs, which takes their carrier away for a while.  ``check``
+    is called some times a second, and may raise.
+    """
+    deadline = time.monotonic() + seconds
+    while not find_link(ifname).has_carrier:
+        check()
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_CARRIER_POLL_SECONDS)
+    return True
 
 
 def find_peer(link: Link) -> tuple[str | None, Link] | None:
@@ -199,7 +221,14 @@ def _link_from(message: Any) -> Link:
         address=message.get_attr("IFLA_ADDRESS") or "",
         peer_ifindex=message.get_attr("IFLA_LINK") if is_veth else None,
         peer_netns_id=message.get_attr("IFLA_LINK_NETNSID") if is_veth else None,
+        rx_missed=_rx_missed(message),
     )
+
+
+def _rx_missed(message: Any) -> int:
+    statistics = message.get_attr("IFLA_STATS64") or {}
+    # Intel's drivers use the second one for packets that a queue had no buffer for.
+    return int(statistics.get("rx_missed_errors", 0) + statistics.get("rx_fifo_errors", 0))
 
 
 def _xdp_state(message: Any) -> tuple[str, int]:
@@ -280,6 +309,19 @@ def add_address(ifname: str, cidr: str) -> None:
     """Add an IP address, such as ``192.0.2.1/24`` or ``2001:db8::1/64``."""
     with _rtnetlink("add address to", ifname) as ip:
         ip.addr("add", index=_ifindex(ifname), address=cidr)
+
+
+def addresses(ifname: str) -> list[str]:
+    """Return the IP addresses of a link, those it gave itself (link-local IPv6) left out."""
+    with _rtnetlink("list addresses of", ifname) as ip:
+        found = ip.get_addr(index=_ifindex(ifname))
+    return [each.get_attr("IFA_ADDRESS") for each in found if each["scope"] != _RT_SCOPE_LINK]
+
+
+def move(ifname: str, netns: str) -> None:
+    """Move a link into a namespace, a name or the path of a file; it arrives down."""
+    with _netns_fd(netns) as fd:
+        _set_link(ifname, "move", net_ns_fd=fd)
 
 
 def delete_link(ifname: str) -> None:

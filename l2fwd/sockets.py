@@ -26,10 +26,10 @@ from l2fwd.abi import COPY_MODE_FRAGMENTS, ETHERNET_MTU, MIN_TX_SKB_BUDGET
 from l2fwd.batch import Batch
 from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig, choose
 from l2fwd.errors import ConfigError, KernelError, UnsupportedError
-from l2fwd.link import Link, find_link
+from l2fwd.link import Link, find_link, wait_for_carrier
 from l2fwd.link_programs import LinkProgram, forget_programs
-from l2fwd.stats import kernel_drops
-from l2fwd.xsk import BoundSocket, Umem
+from l2fwd.netdev import xdp_features
+from l2fwd.xsk import BoundSocket, Umem, check_nic_ring, in_skb_mode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +41,7 @@ _MAX_BATCH: Final = 64
 _TX_BUDGET: Final = 256  # packets a system call may send in copy mode
 _RETRY_SECONDS: Final = 0.005  # a wait for TX frames, which no event tells of
 _DRAIN_SECONDS: Final = 0.2
+_CARRIER_SECONDS: Final = 5.0
 
 Packet = bytes | bytearray | memoryview
 _Self = TypeVar("_Self", bound="XdpSocket")
@@ -218,18 +219,28 @@ class XdpSocket:
                 undo.callback(umem.close_unused)
             self.umem = umem
             settings = _with_frags(settings, umem, found)
+            if settings.bind_mode is not BindMode.COPY and attach_mode is not AttachMode.SKB:
+                features = xdp_features(found.ifindex)
+                if features is None or features.zero_copy:
+                    umem.config.check_zero_copy(link, found.driver, found.mtu)
             self._check_frames(min(frames, ring_size) if receive else 0, frame_size, headroom)
             self._program = None if xsks_map else LinkProgram(found, attach_mode, program)
             if self._program:
                 undo.callback(self._program.close)
             self.notes = [] if self._program is None else list(self._program.notes)
+            if found.has_carrier and not wait_for_carrier(link, _CARRIER_SECONDS, lambda: None):
+                self.notes.append(f"{link}: no carrier since the program was attached")
+            if self.attach_mode == "skb":
+                settings = in_skb_mode(settings, link)
             self._bound = BoundSocket(umem, link, queue, settings, make_port=Channel)
             if not owns_umem:
                 undo.callback(umem.close_unused)
             undo.callback(self._bound.close)
             self.channel: Channel = self._bound.port  # type: ignore[assignment]
             if receive:
-                self.channel.refill(min(frames, ring_size))
+                if self.is_zero_copy:
+                    self.notes += check_nic_ring(found, min(frames, ring_size))
+                self._bound.lend(min(frames, ring_size))
                 self._receive_on(xsks_map)
                 undo.callback(self.stop_receiving)
             self._undo = undo.pop_all()
@@ -556,7 +567,7 @@ class XdpSocket:
         counters = self.channel.counters()
         kernel = self._bound.statistics()
         own = {key: value for key, value in counters.items() if key.endswith("_drops")}
-        own |= kernel_drops(kernel, frags=bool(self._bound.config.frags))
+        own |= self._bound.kernel_drops(kernel)
         drops = {key: value for key, value in own.items() if value}
         frames = {"pool": self.umem.pool.free_count, **self.channel.frames()}
         frames["user"] = self.umem.pool.user_count

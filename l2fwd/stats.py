@@ -9,6 +9,7 @@ from l2fwd.abi import ANSWER_KINDS
 # Reason -> what it means to the user.  Every packet not forwarded is in one of them.
 DROP_REASONS: Final = {
     "rx_fill_empty_drops": "no free frame when it arrived",
+    "rx_missed_drops": "the NIC had no buffer when it arrived",
     "rx_ring_full_drops": "the worker did not keep up",
     "rx_oversize_drops": "longer than a frame holds",
     "rx_invalid_drops": "descriptor out of bounds",
@@ -63,15 +64,19 @@ class PortSample:
         }
 
 
-def kernel_drops(statistics: dict[str, int], *, frags: bool = False) -> dict[str, int]:
+def kernel_drops(
+    statistics: dict[str, int], *, is_zero_copy: bool = False, frags: bool = False
+) -> dict[str, int]:
     """Turn XDP_STATISTICS into disjoint reasons.
 
     In copy mode ``rx_dropped`` counts what found the fill ring empty as well
     (``xsk_rcv``: both move by the same packet), so that part is taken out.  With ``frags`` no
     packet is too long, and ``rx_dropped`` alone counts one in several frames that found too few
-    (``__xsk_rcv``).
+    (``__xsk_rcv``).  In zero-copy mode an empty fill ring is counted when a driver looks for a
+    frame, as it does before the first one is there; a packet that the NIC then has no room for is
+    in its own counters.
     """
-    fill_empty = statistics.get("rx_fill_ring_empty_descs", 0)
+    fill_empty = 0 if is_zero_copy else statistics.get("rx_fill_ring_empty_descs", 0)
     if frags:
         fill_empty = max(fill_empty, statistics.get("rx_dropped", 0))
     return {

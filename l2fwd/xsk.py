@@ -26,10 +26,15 @@ from l2fwd.abi import (
     XDP_USE_SG,
     XDP_ZEROCOPY,
 )
+from l2fwd.busy_poll import prefer_busy_poll
 from l2fwd.config import BindMode, SocketConfig, UmemConfig
-from l2fwd.errors import KernelError
+from l2fwd.errors import ConfigError, KernelError, UnsupportedError
+from l2fwd.ethtool import rx_ring_size
+from l2fwd.link import Link
 from l2fwd.netdev import xdp_features
+from l2fwd.nics import NEEDS_A_FULL_RING
 from l2fwd.numa import node_of
+from l2fwd.stats import kernel_drops
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
 # 17 to 76 ms, so a queue that is busy for longer has another owner.
 BIND_RETRY_SECONDS: Final = 1.5
 _BIND_RETRY_INTERVAL: Final = 0.01
+_ARM_SECONDS: Final = 0.1
 _BIND_FLAGS: Final = {
     BindMode.AUTO: 0,
     BindMode.COPY: XDP_COPY,
@@ -187,6 +193,27 @@ class BoundSocket:
             owner=self.handle,
             max_fragments=self._max_fragments() if frags else 1,
         )
+        self.prefer_busy_poll(config.busy_poll_budget)
+
+    def prefer_busy_poll(self, budget: int) -> None:
+        """Let the NIC work in our system calls only; 0: by its interrupts again."""
+        if budget or self.port.is_polled:
+            prefer_busy_poll(self.handle.set_option, budget)
+        self.port.is_polled = bool(budget)
+
+    def lend(self, count: int) -> None:
+        """Keep ``count`` frames lent for RX from now on, and see that the NIC has some.
+
+        A zero-copy driver looks for frames when the socket is bound, finds none yet, and waits to
+        be woken: what comes before that is lost.
+        """
+        self.port.refill(count)
+        deadline = time.monotonic() + _ARM_SECONDS
+        while self.is_zero_copy and time.monotonic() < deadline:
+            self.port.wake_rx()
+            if self.port.frames()["fill"] < count:
+                return
+            time.sleep(_BIND_RETRY_INTERVAL / 10)
 
     def _max_fragments(self) -> int:
         """Return how many frames of a packet the kernel sends (``xskq_cons_read_desc_batch``)."""
@@ -217,6 +244,14 @@ class BoundSocket:
         values = struct.unpack(f"={len(raw) // 8}Q", raw)
         return dict(zip(STATISTICS_FIELDS, values, strict=False))
 
+    def kernel_drops(self, statistics: dict[str, int] | None = None) -> dict[str, int]:
+        """Return what the kernel dropped of this socket's packets, by disjoint reasons."""
+        return kernel_drops(
+            self.statistics() if statistics is None else statistics,
+            is_zero_copy=self.is_zero_copy,
+            frags=bool(self.config.frags),
+        )
+
     def close(self) -> None:
         """Unmap the rings and close.
 
@@ -229,6 +264,47 @@ class BoundSocket:
         """
         self.port.close()
         self.handle.close()
+
+
+def check_nic_ring(link: Link, lent: int) -> list[str]:
+    """Tell what is wrong with lending ``lent`` frames to a NIC in zero-copy mode, if anything.
+
+    They fill the NIC's own ring before any are left over on the fill ring; with too few the driver
+    asks for more by every system call there is.
+
+    Raises
+    ------
+    ConfigError
+        If the driver would deliver wrong packets.
+    """
+    slots = rx_ring_size(link.ifname)
+    if slots <= lent:
+        return []
+    remedy = f"use --ring-size {1 << (2 * slots - 1).bit_length()} or more"
+    if link.driver in NEEDS_A_FULL_RING:
+        raise ConfigError(
+            f"{link.ifname}: {lent} frames are too few for the {slots} slots of the NIC's RX ring, "
+            f"{link.driver} would deliver packets twice; {remedy}, or --bind copy"
+        )
+    return [f"{link.ifname}: {lent} frames for the {slots} slots of the NIC's RX ring; {remedy}"]
+
+
+def in_skb_mode(wanted: SocketConfig, ifname: str) -> SocketConfig:
+    """Return the settings for a link whose program runs in skb mode: copy mode.
+
+    The kernel would grant zero-copy, and the driver, having no program, not send.
+
+    Raises
+    ------
+    UnsupportedError
+        If zero-copy is asked for.
+    """
+    if wanted.bind_mode is BindMode.ZERO_COPY:
+        raise UnsupportedError(
+            f"{ifname}: zero-copy needs a native program, skb mode was obtained; "
+            "use --mode native to see why, or --bind copy"
+        )
+    return replace(wanted, bind_mode=BindMode.COPY)
 
 
 def _bind(umem: UmemHandle, ifname: str, queue_id: int, flags: int, timeout: float) -> SocketHandle:

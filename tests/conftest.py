@@ -232,11 +232,12 @@ def forward(request):
     """Start forwarders in a bed and wait until they are ready; none outlives the test."""
     running = []
 
-    def start(bed, *arguments, links=("f0", "f1"), ready=True, **settings):
+    def start(bed, *arguments, links=(), ready=True, **settings):
+        links = links or (bed.in_link, bed.out_link)
         forwarder = Forwarder(bed.fwd, *links, "--json", *arguments, **settings)
         running.append(forwarder)
         if ready:
-            forwarder.wait_for("ready")
+            forwarder.ready = forwarder.wait_for("ready")
         return forwarder
 
     yield start
@@ -249,8 +250,8 @@ class Wire:
     """A raw socket at each outer end of a bed."""
 
     def __init__(self, bed):
-        self.gen = self._open(bed.gen, "g0")
-        self.sink = self._open(bed.sink, "s0")
+        self.gen = self._open(bed.gen, bed.gen_link)
+        self.sink = self._open(bed.sink, bed.sink_link)
 
     @staticmethod
     def _open(netns, ifname):

@@ -55,8 +55,8 @@ def test_a_wheel_made_from_the_sdist_holds_what_runs_and_no_c(tree, tmp_path):
         names = {Path(name).name for name in wheel.namelist()}
     assert {"afxdp.o", "py.typed", "_rings.pyi", "_rings.pxd", "testing.py"} <= names
     assert {name.split(".")[0] for name in names if name.endswith(".so")} == {
-        "_answer", "_bpf", "_classify", "_decide", "_generator", "_jobs", "_rings", "_socket",
-        "_verifier", "_worker",
+        "_answer", "_bpf", "_chains", "_classify", "_decide", "_generator", "_jobs", "_rings",
+        "_socket", "_verifier", "_worker",
     }  # fmt: skip
     assert not [name for name in names if name.endswith((".c", ".pyx"))]
 

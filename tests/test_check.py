@@ -21,7 +21,7 @@ NIC = {
     "ifindex": 7,
     "ifname": "nic0",
     "kind": None,
-    "driver": "ixgbe",
+    "driver": "i40e",
     "mtu": 1500,
     "is_up": True,
     "has_carrier": True,
@@ -175,6 +175,15 @@ def test_an_mtu_that_turns_zero_copy_into_copy_mode_is_told(look):
     fault = only_fault(look(link={"mtu": 1767}))
     assert (fault.level, fault.remedy) == ("warning", "ip link set dev nic0 mtu 1766")
     assert faults(look(link={"mtu": 1767}, xdp={"rx_sg": True, "zc_max_segs": 8})) == []
+
+
+@pytest.mark.parametrize("driver", ["igb", "igc", "ixgbe"])
+def test_a_nic_that_uses_a_frame_by_the_kibibyte_is_told(look, driver):
+    fault = only_fault(look(link={"driver": driver}))
+    assert fault.level == "warning"
+    assert "uses 1024 in zero-copy: use --frame-size 4096" in fault.what
+    assert faults(look(link={"driver": driver}, frame_size=4096)) == []
+    assert faults(look(link={"driver": driver}, xdp={"zero_copy": False})) == []
 
 
 def test_a_kernel_that_tells_no_xdp_features_is_no_fault(look):

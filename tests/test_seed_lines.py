@@ -62,6 +62,7 @@ char LICENSE[] SEC("license") = "GPL";
         ("-i br1", "rxdrop", "-i br1 -q 0"),
         ("--interface=br1 --l2fwd --queue=1", "macswap", "--interface=br1 --queue=1"),
         ("-i br1 -l -q0 -f 2048 -d 3", "macswap", "-i br1 -q0 -f 2048 -d 3"),
+        ("-l -B -i br1 -q 0", "macswap", "-B -i br1 -q 0"),
         ("--l3fwd -i br1 -f 4096 -q 0", "l3fwd", "-i br1 -f 4096 -q 0"),
     ],
 )
@@ -104,7 +105,6 @@ def test_what_is_nobodys_line_is_left_alone(line):
         ("-i br1 -M", "UMEM"),
         ("-i br1 --unaligned", "--frame-size"),
         ("-i br1 -F", "MTU"),
-        ("-l -B -i br1", "--busy-poll"),
     ],
 )
 def test_what_we_have_not_is_named_with_what_to_do(line, said):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from l2fwd.cli import options
 from l2fwd.cli.options import (
     add_memory_options,
+    add_prefer_busy_poll,
     check_times,
     refuse,
     run_path,
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_memory_options(parser)
     add("--ring-size", type=int, default=DEFAULT_RING_SIZE, help="slots per ring (2048)")
     add("--busy-poll", action="store_true", help="never sleep: a whole CPU per queue")
+    add_prefer_busy_poll(parser)
     add("--need-wakeup", action=argparse.BooleanOptionalAction, default=True,
         help="let the driver say when it needs a system call")  # fmt: skip
     add("--set-dst-mac", metavar="MAC", help="write this destination to frames sent on OUT")

@@ -20,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo.add_argument("-m", "--mode", default="auto", help="auto (default), native or skb")
     demo.add_argument("--queues", type=int, default=1, help="RX and TX queues of every link (1)")
     demo.add_argument("--both-ways", action="store_true", help="also from sink to generator")
+    demo.add_argument("--links", nargs=4, metavar=("GEN", "IN", "OUT", "SINK"), default=(),
+        help="over these NICs, cabled GEN to IN and OUT to SINK, not over veths")  # fmt: skip
+    demo.add_argument("--bind", help="auto (default), copy or zero-copy")
+    demo.add_argument("-f", "--frame-size", help="bytes per frame: 2048 (default) or 4096")
     demo.add_argument("--json", action="store_true", help="one JSON object per line")
 
 
@@ -71,6 +75,12 @@ def _demo(args: argparse.Namespace) -> int:
             mode=choose(AttachMode, args.mode, "mode"),
             queues=args.queues,
             both_ways=args.both_ways,
+            links=args.links,
+            options=[
+                f"--{name}={value}"
+                for name, value in (("bind", args.bind), ("frame-size", args.frame_size))
+                if value is not None
+            ],
         )
         printer.on_closed = demo.stop
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

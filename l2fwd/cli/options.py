@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from l2fwd.config import (
     DEFAULT_BATCH_SIZE,
+    DEFAULT_BUSY_POLL_BUDGET,
     DEFAULT_RING_SIZE,
     AttachMode,
     BindMode,
@@ -52,6 +53,7 @@ def add_socket_options(parser: argparse.ArgumentParser) -> None:
         help="sleep while there is nothing to do (default)")  # fmt: skip
     sleep.add_argument("--busy-poll", action="store_true",
         help="never sleep: a whole CPU for each socket")  # fmt: skip
+    add_prefer_busy_poll(parser, "-B")
     add("-m", "--no-need-wakeup", dest="need_wakeup", action="store_false",
         help="do not let the driver say when it needs a system call")  # fmt: skip
     add("-b", "--batch-size", type=int, help="packets per burst (64, or the ring size if less)")
@@ -60,6 +62,31 @@ def add_socket_options(parser: argparse.ArgumentParser) -> None:
     add_memory_options(parser)
     add("--strict", action="store_true", help="fail rather than fall back")
     add("--force", action="store_true", help="remove another XDP program from the link")
+
+
+def add_prefer_busy_poll(parser: argparse.ArgumentParser, *letter: str) -> None:
+    """Add how the NIC is polled."""
+    parser.add_argument(*letter, "--prefer-busy-poll", action="store_true",
+        help="never sleep, and poll the NIC in place of its interrupts")  # fmt: skip
+    parser.add_argument("--busy-poll-budget", type=int, metavar="N",
+        help=f"packets each such poll takes ({DEFAULT_BUSY_POLL_BUDGET})")  # fmt: skip
+
+
+def busy_poll_budget_of(args: argparse.Namespace) -> int:
+    """Return the budget of preferred busy polling, 0 for none.
+
+    Raises
+    ------
+    ConfigError
+    """
+    budget: int | None = args.busy_poll_budget
+    if budget is None:
+        return DEFAULT_BUSY_POLL_BUDGET if args.prefer_busy_poll else 0
+    if not args.prefer_busy_poll:
+        raise ConfigError("busy-poll-budget is of --prefer-busy-poll: give both")
+    if budget < 1:
+        raise ConfigError(f"busy-poll-budget must be at least 1, got {budget}")
+    return budget
 
 
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +172,7 @@ def socket_settings(args: argparse.Namespace, rings: int) -> dict[str, Any]:
         ring_size=args.ring_size,
         bind_mode=choose(BindMode, args.bind, "bind"),
         need_wakeup=args.need_wakeup,
+        busy_poll_budget=busy_poll_budget_of(args),
         frags=args.frags,
     )
     frames = max(rings * args.ring_size, 4) if args.frames is None else args.frames
@@ -203,6 +231,8 @@ SOCKETS_ONLY: Final = {
     "unaligned": False,
     "ring_size": DEFAULT_RING_SIZE,
     "busy_poll": False,
+    "prefer_busy_poll": False,
+    "busy_poll_budget": None,
     "need_wakeup": True,
 }
 

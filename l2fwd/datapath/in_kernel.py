@@ -8,7 +8,7 @@ from l2fwd import bpf, link
 from l2fwd.config import ForwardConfig
 from l2fwd.datapath import Event, Notify
 from l2fwd.datapath.linked import LinkedPath, stop_check
-from l2fwd.datapath.side import Side, kernel_sample, with_redirect_mode
+from l2fwd.datapath.side import Side, kernel_sample, missed_samples, with_redirect_mode
 from l2fwd.stats import Snapshot
 
 
@@ -82,7 +82,8 @@ class KernelPath(LinkedPath):
         """Read all counters."""
         if self._final is not None:
             return self._final
-        return Snapshot(time.monotonic(), [kernel_sample(side) for side in self.sides])
+        ports = [kernel_sample(side) for side in self.sides] + missed_samples(self.sides)
+        return Snapshot(time.monotonic(), ports)
 
     def stop(self) -> None:
         """Detach, and close."""

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from l2fwd import link
 from l2fwd.datapath import Notify, Stopped
 from l2fwd.datapath.side import Side
 from l2fwd.errors import ConfigError, KernelError, L2fwdError
 
-_CARRIER_POLL_SECONDS: Final = 0.02
 _MIN_RETRY_SECONDS: Final = 0.1
 _MAX_RETRY_SECONDS: Final = 1.6  # a queue that is free again is taken within two seconds
 
@@ -51,17 +51,11 @@ class LinkedPath:
         """Open what is closed; all links are attached."""
 
     def _wait_for_carrier(self, side: Side, check: Callable[[], None]) -> None:
-        """Attaching resets the rings of Intel NICs, which takes their carrier away."""
         if not side.link.has_carrier:
             self._warn([f"{side.name}: no carrier; what is sent there is dropped"])
             return
-        deadline = time.monotonic() + side.config.carrier_timeout
-        while not side.has_carrier():
-            check()
-            if time.monotonic() > deadline:
-                self._warn([f"{side.name}: no carrier since the program was attached"])
-                return
-            time.sleep(_CARRIER_POLL_SECONDS)
+        if not link.wait_for_carrier(side.name, side.config.carrier_timeout, check):
+            self._warn([f"{side.name}: no carrier since the program was attached"])
 
     def _warn(self, notes: list[str]) -> None:
         for note in notes:

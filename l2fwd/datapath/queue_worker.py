@@ -15,8 +15,8 @@ from l2fwd.config import BindMode, ForwardConfig, SocketConfig
 from l2fwd.datapath import Event
 from l2fwd.datapath.side import Side
 from l2fwd.errors import KernelError, RunError, kernel_error
-from l2fwd.stats import PortSample, add, kernel_drops
-from l2fwd.xsk import BIND_RETRY_SECONDS, BoundSocket, Umem
+from l2fwd.stats import PortSample, add
+from l2fwd.xsk import BIND_RETRY_SECONDS, BoundSocket, Umem, in_skb_mode
 
 _JOIN_SECONDS: Final = 2.0
 
@@ -49,6 +49,7 @@ class QueueWorker:
         self.held: tuple[object, ...] = ()  # memory that the running worker writes to
         self.sockets: list[BoundSocket] = []
         self._undo = ExitStack()
+        self._completed: dict[str, int] = {}  # by link, when `stalled` was asked last
         self._thread: threading.Thread | None = None
         self.worker: Worker | None = None
         # What the sockets before the present ones have counted, by side.
@@ -66,6 +67,9 @@ class QueueWorker:
     def open(self, bind_timeout: float = BIND_RETRY_SECONDS) -> None:
         """Make UMEM, sockets and worker, and fill the fill rings; nothing flows yet."""
         wanted = self.config.socket
+        for side in self.sides:
+            if side.attachment is not None and side.attachment.mode == "skb":
+                wanted = in_skb_mode(wanted, side.name)
         try:
             self._open(wanted, bind_timeout)
         except KernelError as error:
@@ -96,11 +100,11 @@ class QueueWorker:
                 undo.callback(xsk.close)
                 sockets.append(xsk)
             for xsk in sockets[: config.receivers]:
-                xsk.port.refill(config.fill_target)
+                xsk.lend(config.fill_target)
             self.worker = Worker(
                 *(xsk.port for xsk in sockets),
                 batch_size=config.batch_size,
-                busy_poll=config.busy_poll,
+                busy_poll=config.busy_poll or settings.busy_poll_budget > 0,
                 **self._options(self, umem),
             )
             self.sockets = sockets
@@ -215,7 +219,7 @@ class QueueWorker:
             add(samples[i].counters, {k: v for k, v in both.items() if not k.endswith("_drops")})
             add(samples[i].drops, {k: v for k, v in both.items() if k.endswith("_drops")})
             with contextlib.suppress(KernelError):
-                add(samples[i].drops, kernel_drops(xsk.statistics(), frags=bool(xsk.config.frags)))
+                add(samples[i].drops, xsk.kernel_drops())
             samples[i].frames = xsk.port.frames()
         if self.worker is not None:
             turns, sleeps = self.worker.turns
@@ -245,6 +249,21 @@ class QueueWorker:
             return
         self._past_learned = self.learned
         self._past_hits = {each: self.rule_hits(each) for each in range(decider.rules)}
+
+    def stalled(self) -> list[BoundSocket]:
+        """Return polled sockets of which nothing is completed any more, though packets wait.
+
+        To be asked about once a second or less often.
+        """
+        found = []
+        for xsk in self.sockets:
+            counters = xsk.port.counters()
+            done = counters["tx_completed"]
+            waiting = counters["tx_packets"] - done
+            if xsk.port.is_polled and waiting and self._completed.get(xsk.ifname) == done:
+                found.append(xsk)
+            self._completed[xsk.ifname] = done
+        return found
 
     def frames(self) -> dict[str, int]:
         return self.worker.frames() if self.worker else {}

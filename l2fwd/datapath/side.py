@@ -3,14 +3,14 @@
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final, TypeVar
 
 from l2fwd import bpf, link
 from l2fwd.abi import ETHERNET_MTU
-from l2fwd.config import AttachMode, JobConfig
+from l2fwd.config import AttachMode, BindMode, JobConfig
 from l2fwd.datapath import Notify
 from l2fwd.errors import ConfigError, KernelError, RunError
 from l2fwd.netdev import xdp_features
@@ -53,6 +53,7 @@ class Side:
         self.attachment: bpf.Attachment | None = None
         self.program: bpf.Program | None = None
         self._promiscuous: socket.socket | None = None
+        self._missed = 0
         self.find()
 
     def find(self) -> None:
@@ -61,6 +62,16 @@ class Side:
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
         self.config.check_mtu(self.name, self.link.mtu)
+        if self.config.uses_sockets and self.may_be_zero_copy:
+            self.config.umem.check_zero_copy(self.name, self.link.driver, self.link.mtu)
+
+    @property
+    def may_be_zero_copy(self) -> bool:
+        """Whether sockets on the link may come to be bound in zero-copy mode."""
+        if self.config.socket.bind_mode is BindMode.COPY or self.config.mode is AttachMode.SKB:
+            return False
+        features = xdp_features(self.link.ifindex)
+        return features is None or features.zero_copy
 
     def attach(self) -> list[str]:
         """Put our program on the link, or nothing; return what the user should know."""
@@ -147,14 +158,19 @@ class Side:
             self._promiscuous.close()
             self._promiscuous = None
 
+    def missed(self) -> int:
+        """Return how many packets the NIC had no buffer for since the link was looked up."""
+        with contextlib.suppress(ConfigError, KernelError):
+            now = link.find_link(self.name)
+            if now.ifindex == self.link.ifindex:
+                self._missed = max(0, now.rx_missed - self.link.rx_missed)
+        return self._missed
+
     def close(self) -> None:
         self.detach()
         if self.program is not None:
             self.program.close()
             self.program = None
-
-    def has_carrier(self) -> bool:
-        return link.find_link(self.name).has_carrier
 
 
 def with_redirect_mode(config: Config, notify: Notify) -> Config:
@@ -183,6 +199,16 @@ def with_redirect_mode(config: Config, notify: Notify) -> Config:
         notify({"event": "warning", "message": note})
         return replace(config, mode=AttachMode.SKB)
     return config
+
+
+def missed_samples(sides: Iterable[Side]) -> list[PortSample]:
+    """Return a sample for each link whose NIC missed packets."""
+    counts = [(side.name, side.missed()) for side in sides]
+    return [
+        PortSample(name, KERNEL_QUEUE, {}, {"rx_missed_drops": count}, {})
+        for name, count in counts
+        if count
+    ]
 
 
 def kernel_sample(side: Side) -> PortSample:

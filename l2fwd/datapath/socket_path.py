@@ -8,18 +8,21 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from l2fwd import bpf, link
+from l2fwd.busy_poll import DeferredInterrupts
 from l2fwd.config import BindMode, JobConfig
 from l2fwd.datapath import Event, Notify, Stopped
 from l2fwd.datapath.linked import LinkedPath, stop_check
 from l2fwd.datapath.queue_worker import QueueWorker
-from l2fwd.datapath.side import Side
+from l2fwd.datapath.side import Side, missed_samples
 from l2fwd.errors import ConfigError, RunError
 from l2fwd.netdev import xdp_features
 from l2fwd.stats import Snapshot
-from l2fwd.xsk import BoundSocket, Umem
+from l2fwd.xsk import BoundSocket, Umem, check_nic_ring
+
+_STALL_SECONDS: Final = 1.0
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -50,6 +53,7 @@ class SocketPath(LinkedPath, Generic[Config]):
         self.workers = self._make_workers()
         self._undo = ExitStack()
         self._final: Snapshot | None = None
+        self._next_look = 0.0
 
     def start(self, is_stopping: Callable[[], bool] = lambda: False) -> Event:
         """Attach both programs, bind every queue, then let packets in; all or nothing."""
@@ -63,6 +67,7 @@ class SocketPath(LinkedPath, Generic[Config]):
                 check()
             for side in self.sides:
                 self._wait_for_carrier(side, check)
+            self._defer_interrupts(undo)
             for worker in self.workers:
                 undo.callback(worker.close)
                 worker.open()
@@ -104,6 +109,9 @@ class SocketPath(LinkedPath, Generic[Config]):
                         "the others go to the host stack"
                     ]
                 )
+            sockets = [xsk for worker in served for xsk in worker.on(side)]
+            if any(xsk.is_zero_copy for xsk in sockets):
+                self._warn(check_nic_ring(side.link, self.config.fill_target))
             if self.config.socket.bind_mode is BindMode.AUTO:
                 self._check_zero_copy(side, [xsk for w in self.workers for xsk in w.on(side)])
 
@@ -117,7 +125,34 @@ class SocketPath(LinkedPath, Generic[Config]):
             raise RunError(f"--strict: {note}")
         self._warn([note])
 
+    def _defer_interrupts(self, undo: ExitStack) -> None:
+        """Have the NICs wait for the workers that poll them, until the end."""
+        if self.config.socket.busy_poll_budget:
+            for side in self.sides:
+                undo.callback(DeferredInterrupts(side.name).close)
+
+    def _watch_polled(self) -> None:
+        """Give interrupts back to a NIC that sends nothing while it is polled.
+
+        RX and TX of a queue that have interrupts of their own (igb, unless the channels are at
+        their most; virtio_net): the call polls RX only.
+        """
+        now = time.monotonic()
+        if not self.config.socket.busy_poll_budget or now < self._next_look:
+            return
+        self._next_look = now + _STALL_SECONDS
+        for xsk in (xsk for worker in self.workers for xsk in worker.stalled()):
+            xsk.prefer_busy_poll(0)
+            self._warn(
+                [
+                    f"{xsk.ifname} queue {xsk.queue_id}: sends nothing while it is busy polled; "
+                    f"interrupts are used again; try ethtool -L {xsk.ifname} combined MOST, or "
+                    "leave out --prefer-busy-poll"
+                ]
+            )
+
     def watch(self) -> None:
+        self._watch_polled()
         if self.workers and all(worker.is_done for worker in self.workers):
             raise Stopped
         super().watch()
@@ -161,6 +196,7 @@ class SocketPath(LinkedPath, Generic[Config]):
                 snapshot.frame_count += self.config.umem.frame_count
                 for place, count in worker.frames().items():
                     snapshot.frames[place] = snapshot.frames.get(place, 0) + count
+        snapshot.ports.extend(missed_samples(self.sides))
         return snapshot
 
     def stop(self) -> None:

@@ -1,0 +1,128 @@
+"""Forwarding between NICs with zero-copy: every frame arrives, once and whole."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from l2fwd import link
+
+pytestmark = pytest.mark.privileged
+
+ZERO_COPY = ("native", "zero-copy")
+WHOLE = {"lost": 0, "duplicated": 0, "reordered": 0, "corrupted": 0}
+
+
+def verdict(tally):
+    return {name: getattr(tally, name) for name in WHOLE}
+
+
+@pytest.mark.parametrize("data_path", ["afxdp", "hybrid"])
+def test_both_ways_on_two_queues(bed, forward, traffic, obtained, data_path):
+    forwarder = forward(
+        bed, "--data-path", data_path, "--bind", "zero-copy", "-f", 4096, "--strict"
+    )
+    assert obtained(forwarder.ready) == [ZERO_COPY] * 4
+    tallies = traffic(bed, 3000, both_ways=True)
+    summary = forwarder.stop()
+    assert [verdict(tally) for tally in tallies] == [WHOLE, WHOLE]
+    assert summary["forwarded"] == sum(tally.sent for tally in tallies)
+    assert summary["unaccounted"] == 0
+    assert summary["drops"] == {}
+    if data_path == "afxdp":
+        assert all(port["rx_packets"] > 0 for port in summary["ports"])
+
+
+def test_redirect_on_native_mode(bed, forward, traffic, obtained):
+    forwarder = forward(bed, "--data-path", "redirect", "--strict")
+    ready = forwarder.ready
+    obtained(ready)
+    assert [each["attach_mode"] for each in ready["links"]] == ["native", "native"]
+    tallies = traffic(bed, 3000, both_ways=True)
+    summary = forwarder.stop()
+    assert [verdict(tally) for tally in tallies] == [WHOLE, WHOLE]
+    assert summary["forwarded"] == sum(tally.sent for tally in tallies)
+    assert not any("ndo-xmit" in str(event) for event in forwarder.events)
+
+
+def test_one_way(bed, forward, traffic, obtained):
+    forwarder = forward(bed, "--one-way", "--bind", "zero-copy", "-f", 4096)
+    assert obtained(forwarder.ready) == [ZERO_COPY] * 4
+    (tally,) = traffic(bed, 1000)
+    summary = forwarder.stop()
+    assert verdict(tally) == WHOLE
+    assert summary["unaccounted"] == 0
+
+
+def test_without_need_wakeup(bed, forward, traffic, obtained):
+    forwarder = forward(bed, "--no-need-wakeup", "--bind", "zero-copy", "-f", 4096)
+    assert obtained(forwarder.ready) == [ZERO_COPY] * 4
+    (tally,) = traffic(bed, 1000)
+    assert verdict(tally) == WHOLE
+    assert forwarder.stop()["unaccounted"] == 0
+
+
+def test_stopping_forwards_what_was_received(bed, forward, open_wire):
+    forwarder = forward(bed, "--bind", "zero-copy", "-f", 4096)
+    wire = open_wire(bed)
+    sent = wire.send(200, length=600)
+    time.sleep(0.2)
+    summary = forwarder.stop()
+    received = wire.receive(len(sent), seconds=1)
+    assert summary["unaccounted"] == summary["in_flight"] == 0
+    assert len(received) == summary["forwarded"]
+    assert received == sent
+
+
+def test_killed_under_load_and_started_again(bed, forward, traffic, obtained):
+    forwarder = forward(bed, "--bind", "zero-copy", "-f", 4096)
+
+    def kill_once(sent):
+        if sent > 500 and forwarder.process.poll() is None:
+            forwarder.kill()
+
+    (tally,) = traffic(bed, 800, during=kill_once)
+    assert tally.received > 0
+    with link.in_netns(bed.fwd):
+        assert link.find_link(bed.in_link).xdp_program_id == 0
+    again = forward(bed, "--bind", "zero-copy", "-f", 4096)
+    assert obtained(again.ready) == [ZERO_COPY] * 4
+    (tally,) = traffic(bed, 1000)
+    assert verdict(tally) == WHOLE
+    assert again.stop()["unaccounted"] == 0
+
+
+def test_skb_mode_means_copy_mode(bed, forward, traffic, obtained):
+    """The kernel grants zero-copy to a NIC without a native program, which then sends nothing."""
+    forwarder = forward(bed, "--mode", "skb")
+    assert obtained(forwarder.ready) == [("skb", "copy")] * 4
+    (tally,) = traffic(bed, 500)
+    assert verdict(tally) == WHOLE
+    assert forwarder.stop()["unaccounted"] == 0
+
+
+def test_frames_of_2048_bytes_carry_what_fits_a_kibibyte(
+    bed, forward, obtained, set_mtu, open_wire
+):
+    set_mtu(bed, 1006)
+    forwarder = forward(bed, "--bind", "zero-copy", "-f", 2048)
+    assert obtained(forwarder.ready) == [ZERO_COPY] * 4
+    wire = open_wire(bed)
+    sent = wire.send(100, length=1020)
+    assert wire.receive(len(sent)) == sent
+    assert forwarder.stop()["unaccounted"] == 0
+
+
+def test_the_demo_over_four_nics(bed, capsys):
+    links = (bed.gen_link, bed.in_link, bed.out_link, bed.sink_link)
+    bed.down()
+    command = [sys.executable, "-m", "l2fwd", "lab", "demo", "--links", *links]
+    command += ["--queues", "2", "--both-ways", "-d", "2", "--bind", "zero-copy", "-f", "4096"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with capsys.disabled():
+        print(f"\n{done.stdout}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "unaccounted 0" in done.stdout
+    for name in links:
+        assert link.find_link(name).ifname == name
