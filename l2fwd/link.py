@@ -4,27 +4,25 @@ Everything acts in the network namespace of the calling thread, opens what it ne
 and closes it again: no descriptor, thread or process outlives a call.
 """
 
-import asyncio
 import ctypes
 import difflib
 import errno
-import functools
 import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from l2fwd import ethtool
 from l2fwd.errors import ConfigError, KernelError, kernel_error
+from l2fwd.event_loops import outside_event_loops
 from l2fwd.words import check_ifname
 
 NETNS_DIR: Final = Path("/var/run/netns")  # where ip-netns(8) keeps its names
@@ -59,9 +57,6 @@ _XDP_MODES: Final = {  # pyroute2's names of IFLA_XDP_ATTACHED
 
 _CARRIER_POLL_SECONDS: Final = 0.02
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-
-_Parameters = ParamSpec("_Parameters")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,28 +107,7 @@ class Link:
     rx_missed: int = 0
 
 
-def _outside_event_loops(
-    function: Callable[_Parameters, _Result],
-) -> Callable[_Parameters, _Result]:
-    """Make a function that may be called in a coroutine, too.
-
-    pyroute2 runs an event loop of its own, which asyncio refuses inside of another one.  A new
-    thread has none, and begins in the namespace of its maker.
-    """
-
-    @functools.wraps(function)
-    def run(*args: _Parameters.args, **settings: _Parameters.kwargs) -> _Result:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return function(*args, **settings)
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(function, *args, **settings).result()
-
-    return run
-
-
-@_outside_event_loops
+@outside_event_loops
 def find_link(ifname: str) -> Link:
     """Look at a link by its name.
 

@@ -12,6 +12,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from l2fwd.errors import kernel_error
+from l2fwd.event_loops import outside_event_loops
 
 _DEV_GET: Final = 1  # NETDEV_CMD_DEV_GET
 _FAMILY_VERSION: Final = 1
@@ -71,6 +72,7 @@ class _DeviceMessage(genlmsg):  # type: ignore[misc]  # pyroute2 has no types
     )
 
 
+@outside_event_loops
 def xdp_features(ifindex: int) -> XdpFeatures | None:
     """Ask the kernel about link ``ifindex`` of the calling thread's namespace.
 

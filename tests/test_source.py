@@ -13,7 +13,7 @@ GENERATED = ROOT / "build" / "cython" / "l2fwd"
 
 # A module imports only from layers above its own; ARCHITECTURE.md says why.
 LAYERS = (
-    {"errors", "abi", "records", "_xdp", "_libxdp"},
+    {"errors", "abi", "records", "event_loops", "_xdp", "_libxdp"},
     {"words"},
     {
         "rule_words",
