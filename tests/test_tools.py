@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -122,6 +123,25 @@ def test_a_tool_goes_on_after_its_link_was_gone(bed, forward, open_wire, in_fwd)
     wire.send(10)
     assert len(wire.receive(10, end=wire.gen)) == 10
     assert tool.stop()["rx_packets"] == 20
+
+
+@pytest.mark.privileged
+def test_a_link_that_is_gone_hinders_no_other(bed, forward, open_wire, in_fwd):
+    tool = forward(bed, verb="macswap", links=("f0", "f1"))
+    wire = open_wire(bed)
+    in_fwd(bed, link.delete_link, "f0")
+    assert tool.wait_for("port_down")["links"] == ["f0"]
+    time.sleep(0.5)
+    wire.send(10, source=wire.sink)
+    assert len(wire.receive(10)) == 10
+    link.create_veth((bed.gen, "g0"), (bed.fwd, "f0"))
+    for netns, ifname in ((bed.gen, "g0"), (bed.fwd, "f0")):
+        with link.in_netns(netns):
+            link.set_up(ifname)
+    assert tool.wait_for("port_up")["links"] == ["f0"]
+    summary = tool.stop()
+    assert [event["event"] for event in tool.events].count("port_down") == 1
+    assert (summary["rx_packets"], summary["unaccounted"]) == (10, 0)
 
 
 @pytest.mark.privileged

@@ -102,7 +102,7 @@ class Printer:
         elif kind == "pinned":
             print(f"pinned in {event['pin']}: {event['message']}", flush=True)
         else:
-            details = ", ".join(str(value) for key, value in event.items() if key != "event")
+            details = ", ".join(_detail(value) for key, value in event.items() if key != "event")
             print(f"l2fwd: {kind.replace('_', ' ')}: {details}", file=sys.stderr, flush=True)
 
     def _print_rates(self, event: dict[str, Any]) -> None:
@@ -135,6 +135,10 @@ class Printer:
             counts = [f"{each} {port.get(each, 0):,}" for each in _APP_COUNTERS if each in port]
             lines.append(f"{name}: {', '.join(counts)}")
         return lines
+
+
+def _detail(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _split(port: dict[str, Any]) -> str:

@@ -111,6 +111,8 @@ class KernelEchoPath(LinkedPath):
         If a link is unknown or down.
     """
 
+    _needs_all_links = False
+
     def __init__(self, config: EchoConfig, notify: Notify) -> None:
         self.config = with_redirect_mode(config, notify)
         sides = tuple(Side(name, self.config, self._make_program) for name in config.links)

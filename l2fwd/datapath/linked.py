@@ -3,6 +3,7 @@
 import errno
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from l2fwd import link
@@ -27,9 +28,11 @@ def stop_check(is_stopping: Callable[[], bool]) -> Callable[[], None]:
 class LinkedPath:
     """A data path over links that may come and go.
 
-    A path adds what runs between the links: ``_watch_ended``, ``_close_all``, ``_is_open`` and
+    A path adds what runs between the links: ``_watch_ended``, ``_close_on``, ``_is_open`` and
     ``_open_again``.
     """
+
+    _needs_all_links = True  # False: what runs on a link goes on without the others
 
     def __init__(self, sides: tuple[Side, ...], notify: Notify) -> None:
         self.sides = sides
@@ -40,15 +43,15 @@ class LinkedPath:
     def _watch_ended(self) -> None:
         """Close what ended by itself."""
 
-    def _close_all(self, reason: str) -> None:
-        """Close what cannot run without all links."""
+    def _close_on(self, side: Side, reason: str) -> None:
+        """Close what cannot run without a link."""
 
     def _is_open(self) -> bool:
         """Tell whether nothing is closed."""
         return True
 
     def _open_again(self) -> None:
-        """Open what is closed; all links are attached."""
+        """Open what is closed, and has its links; all of them where all are needed."""
 
     def _wait_for_carrier(self, side: Side, check: Callable[[], None]) -> None:
         if not side.link.has_carrier:
@@ -84,24 +87,32 @@ class LinkedPath:
             if error.errno != errno.ENODEV:
                 raise
             side.detach()  # first: whoever hears of it finds no program of ours there
-            self._close_all(f"{side.name} is gone")
+            self._close_on(side, f"{side.name} is gone")
 
     def _mend(self) -> None:
         """Attach and open again what is closed; what does not work is said, and tried again."""
-        try:
-            for side in self.sides:
-                if side.attachment is None:
-                    side.find()
-                    self._warn(side.attach())
-                    self._notify({"event": "program_attached", "link": side.name})
-            self._open_again()
-        except L2fwdError as error:
-            self._complain(str(error))
-            # A link that is not there yet costs little to look for: no back-off.
-            if not isinstance(error, ConfigError):
-                self._retry.fail()
-        else:
+        failures: list[L2fwdError] = []
+        for side in self.sides:
+            if side.attachment is None:
+                self._try(partial(self._attach_again, side), failures)
+        if not (failures and self._needs_all_links):
+            self._try(self._open_again, failures)
+        if failures:
+            self._complain("; ".join(map(str, failures)))
+        # A link that is not there yet costs little to look for: no back-off.
+        if not failures or not all(isinstance(each, ConfigError) for each in failures):
             self._retry.fail()  # until it has held for a while
+
+    def _try(self, step: Callable[[], None], failures: list[L2fwdError]) -> None:
+        try:
+            step()
+        except L2fwdError as error:
+            failures.append(error)
+
+    def _attach_again(self, side: Side) -> None:
+        side.find()
+        self._warn(side.attach())
+        self._notify({"event": "program_attached", "link": side.name})
 
     def _complain(self, reason: str) -> None:
         """Say once what hinders; not at first, as a queue just closed is busy for a moment."""

@@ -61,6 +61,11 @@ class QueueWorker:
         return PortSample(side.name, self.queue_id, {}, {}, {})
 
     @property
+    def place(self) -> Event:
+        """Which links and queue it serves, as events tell it."""
+        return {"links": [side.name for side in self.sides], "queue": self.queue_id}
+
+    @property
     def is_open(self) -> bool:
         return bool(self.sockets)
 

@@ -162,18 +162,18 @@ class SocketPath(LinkedPath, Generic[Config]):
             if worker.has_ended:
                 self._down([worker], str(worker.error or "the worker ended"))
 
-    def _close_all(self, reason: str) -> None:
-        self._down(self.workers, reason)
+    def _close_on(self, side: Side, reason: str) -> None:
+        self._down([worker for worker in self.workers if side in worker.sides], reason)
 
     def _is_open(self) -> bool:
         return all(worker.is_open for worker in self.workers)
 
     def _open_again(self) -> None:
         for worker in self.workers:
-            if not worker.is_open:
+            if not worker.is_open and all(side.attachment for side in worker.sides):
                 worker.open(bind_timeout=0)  # the next watch tries again
                 worker.start()
-                self._notify({"event": "port_up", "queue": worker.queue_id})
+                self._notify({"event": "port_up", **worker.place})
 
     def _down(self, workers: list[QueueWorker], reason: str) -> None:
         """Close workers, all at once: each may sleep a while before it stops."""
@@ -182,7 +182,7 @@ class SocketPath(LinkedPath, Generic[Config]):
         for worker in workers:
             if worker.is_open:
                 worker.close()
-                self._notify({"event": "port_down", "queue": worker.queue_id, "reason": reason})
+                self._notify({"event": "port_down", **worker.place, "reason": reason})
 
     def sample(self) -> Snapshot:
         """Read all counters."""

@@ -39,6 +39,8 @@ class ToolPath(SocketPath[ToolConfig]):
         If a link is unknown or down, a queue or CPU does not exist, or the MTU does not fit.
     """
 
+    _needs_all_links = False
+
     def __init__(
         self,
         config: ToolConfig,
