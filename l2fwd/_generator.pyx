@@ -289,6 +289,23 @@ cdef class Generator(Job):
     def __dealloc__(self):
         free(self.own.template)
 
+    def use(self, template):
+        """Go on with another template of the same shape: a link made again has another MAC.
+
+        Not while a worker runs; the next worker takes it.
+
+        Raises
+        ------
+        ConfigError
+            If it differs in length.
+        """
+        cdef bytes data = template.data
+        if len(data) != self.own.length:
+            raise ConfigError(f"template has {len(data)} bytes, the one before {self.own.length}")
+        memcpy(self.own.template, <const uint8_t*>data, len(data))
+        patch_packet(&self.own, self.own.template, 0)
+        self.template = template
+
     @property
     def is_done(self):
         """True once all packets were made, and the kernel has given their frames back."""

@@ -26,6 +26,7 @@ PAYLOADS: Final = {"pattern": PATTERN_ONLY, "tstamp": PKTGEN, "sequence": NUMBER
 PKTGEN_MAGIC: Final = 0xBE9BE955
 NUMBERED_MAGIC: Final = 0x6C326677  # MAGIC in _verifier.pyx
 MAX_STREAM: Final = 0xFFFF
+MAX_SOURCES: Final = (1 << 32) - 1  # counted in 32 bits
 
 # Locally administered, and nobody's: a switch may flood it, no host's stack has to look at it.
 DEFAULT_DST_MAC: Final = bytes.fromhex("020000000002")
@@ -167,7 +168,7 @@ class Traffic:
                 f"ports must be in [1, {65536 - self.src_port}] from src-port {self.src_port} on, "
                 f"got {self.ports}"
             )
-        room = (1 << 32) - self.first_source
+        room = min((1 << 32) - self.first_source, MAX_SOURCES)
         if not 1 <= self.sources <= room:
             raise ConfigError(
                 f"sources must be in [1, {room}] from src-ip {self.addresses[0]} on, "
@@ -294,6 +295,8 @@ def _ip_header(source: Address, target: Address, udp_bytes: int) -> bytes:
 
 def _parse_ip(text: str, name: str) -> Address:
     try:
+        if "%" in text:  # names a link of this host, and is not in a packet
+            raise ValueError
         return ipaddress.ip_address(text)
     except ValueError:
         raise ConfigError(

@@ -302,6 +302,23 @@ def test_a_generator_goes_on_with_another_umem_where_it_was():
     assert generator.is_done
 
 
+def test_a_generator_goes_on_with_the_address_of_a_link_made_again():
+    settings = {"payload": "sequence", "count": 16, "sources": 3}
+    generator = make(**settings)
+    before = Bed(generator)
+    before.turns(1)
+    other = bytes.fromhex("020000000099")
+    generator.use(Traffic(**settings).template(other, 1))
+    after = Bed(generator)
+    after.turns(2)
+    assert {packet[6:12] for packet in before.sent} == {LOCAL}
+    assert {packet[6:12] for packet in after.sent} == {other}
+    assert numbers(before.sent + after.sent) == list(range(16))
+    assert [rebuilt(packet) for packet in after.sent] == after.sent
+    with pytest.raises(ConfigError, match="the one before 64"):
+        generator.use(Traffic(size=100).template(other))
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"payload": "x"}, {"sources": 0}, {"ports": 0}, {"per_step": 0}, {"step_ns": -1.0}],

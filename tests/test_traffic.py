@@ -92,6 +92,8 @@ WRONG = [
     (["--src-ip", "224.0.0.1"], "src-ip must be an address of one host"),
     (["--src-ip", "255.255.255.250", "--sources", 7], "sources must be in [1, 6]"),
     (["--src-ip", "2001:db8::ffff:fffe", "--sources", 3], "sources must be in [1, 2]"),
+    (["--src-ip", "2001:db8::", "--sources", 1 << 32], "sources must be in [1, 4294967295]"),
+    (["--src-ip", "fe80::1%eth0"], "src-ip must be an address like"),
     (["--sources", 0], "sources must be in"),
     (["--src-port", 65536], "src-port must be in"),
     (["--dst-port", -1], "dst-port must be in"),
