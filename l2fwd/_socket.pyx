@@ -299,8 +299,11 @@ cdef class Channel(Port):
         else:
             self.recycle(addrs)
 
-    def send_bytes(self, packets, Py_ssize_t first=0):
+    def send_bytes(self, list packets not None, Py_ssize_t first=0):
         """Copy packets (bytes, or any buffer of bytes) to the TX ring, from index ``first`` on.
+
+        A list, as to take them out of anything else may run code of its own, which could close
+        the socket or send on it.
 
         Returns
         -------
@@ -325,7 +328,7 @@ cdef class Channel(Port):
             return self._send_all_whole(packets, first)
         room = ring_reserve(&port.tx, min(<uint32_t>(len(packets) - first), pool.count), &slot)
         try:
-            for packet in taken(packets, first, room):
+            for packet in packets[first:first + room]:  # a copy: nobody else changes it
                 addr = pool.addrs[pool.count - 1]
                 length = copy_packet(pool, addr, packet, first + sent)
                 put_frame(port, slot + sent, addr, length)
@@ -583,13 +586,6 @@ cdef class Channel(Port):
     def sent_out(self):
         """Frames handed to the kernel to send and not back yet."""
         return self.state.tx_lent
-
-
-cdef list taken(packets, Py_ssize_t first, uint32_t count):
-    """Return ``count`` packets from ``first`` on in a list that nobody else changes."""
-    if isinstance(packets, (list, tuple)):
-        return list(packets[first:first + count])
-    return [packets[first + i] for i in range(count)]
 
 
 cdef class _RowsOf:

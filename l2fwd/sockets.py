@@ -424,7 +424,7 @@ class XdpSocket:
         BlockingIOError
             If there was no room for it in time.
         """
-        if not self.channel.send_one(packet) and not self.write_batch((packet,), timeout=timeout):
+        if not self.channel.send_one(packet) and not self.write_batch([packet], timeout=timeout):
             raise BlockingIOError(f"no room to send on {self.link} queue {self.queue}")
 
     def write_batch(
@@ -457,7 +457,8 @@ class XdpSocket:
             return self._send(len(rows), partial(self.channel.send_rows, rows, sizes), timeout)
         if lengths is not None:
             raise ConfigError("lengths are for an array of packets; a list has its own")
-        return self._send(len(packets), partial(self.channel.send_bytes, packets), timeout)
+        listed = packets if type(packets) is list else list(packets)
+        return self._send(len(listed), partial(self.channel.send_bytes, listed), timeout)
 
     def send_frames(self, addrs: "NDArray[np.uint64]", lengths: "NDArray[np.uint32]") -> int:
         """Send frames of this UMEM that are yours; see ``Batch.send_on``.

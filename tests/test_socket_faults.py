@@ -168,6 +168,27 @@ NO_LENGTHS = [
 ]
 
 
+@pytest.mark.parametrize("what", ["close", "send"])
+def test_packets_that_use_the_socket_while_they_are_taken_out_break_nothing(xsk, what):
+    class Packets(list):
+        def __iter__(self):
+            for _ in range(3):
+                xsk.close() if what == "close" else xsk.write(bytes(60))
+                yield bytes(60)
+
+        def __getitem__(self, index):
+            return list(self)[index]
+
+    if what == "close":
+        with pytest.raises(ConfigError, match="closed"):
+            xsk.write_batch(Packets())
+        return
+    assert xsk.write_batch(Packets()) == 3
+    assert xsk.flush(timeout=5)
+    assert xsk.stats().tx_completed == 6
+    assert sum(xsk.stats().frames.values()) == 128
+
+
 def test_lengths_that_are_none_are_refused_and_never_wrap(xsk):
     for lengths in NO_LENGTHS:
         with pytest.raises(ConfigError):
