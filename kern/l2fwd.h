@@ -79,6 +79,19 @@ enum action_flag {
 
 #define MAX_MASKS 64 /* per generation */
 
+/* Found without a call into the kernel: at its hash_key, or less than NEAR_PROBES places on. */
+struct near_rule {
+	struct rule_key key;
+	struct rule_action action;
+};
+
+#define NEAR_BITS 12 /* places for both generations */
+#define NEAR_PROBES 4
+#define NOT_NEAR (~0U)
+
+#define HASHED_WORDS 9			  /* of a rule_key */
+#define HASH_FACTOR 0x9e3779b97f4a7c15ULL /* odd, without a pattern: 2^64 by the golden ratio */
+
 /* For a link whose packets all get the same action, but link-local ones.  None of it needs the
  * packet_key.
  */
@@ -92,6 +105,7 @@ struct link_rule {
 struct rule_table { /* one per parity of the generation */
 	__u32 mask_count;
 	__u32 miss_verdict; /* enum rule_verdict */
+	__u32 is_near;	    /* its rules are in near_rules, not in rules */
 };
 
 struct rule_hits { /* per CPU, one per rule */
@@ -144,7 +158,7 @@ struct datapath_counters {
 };
 
 _Static_assert(sizeof(struct packet_key) == 64, "eight words, masked one by one");
-_Static_assert(sizeof(struct rule_key) == 72, "a hash key: no padding");
+_Static_assert(sizeof(struct rule_key) == 8 * HASHED_WORDS, "a hash key: no padding");
 _Static_assert(sizeof(struct rule_mask) == 72, "no padding");
 _Static_assert(sizeof(struct rule_action) == 32, "no padding");
 _Static_assert(sizeof(struct flow_key) == 72, "a hash key: no padding");

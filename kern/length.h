@@ -18,10 +18,15 @@ struct {
 static __always_inline __u64 packet_length(struct xdp_md *ctx)
 {
 	__u32 zero = 0, *is_jumbo = bpf_map_lookup_elem(&jumbo, &zero);
+	__u64 bytes = (void *)(long)ctx->data_end - (void *)(long)ctx->data;
 
 	if (is_jumbo && *is_jumbo)
-		return bpf_xdp_get_buff_len(ctx);
-	return (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+		bytes = bpf_xdp_get_buff_len(ctx);
+	/* Here and now: clang would keep both pointers until the count is used, and the verifier
+	 * take each path of the parser for another state.
+	 */
+	asm volatile("" : "+r"(bytes));
+	return bytes;
 }
 
 #endif

@@ -5,62 +5,25 @@ one, switches by one store, waits until no program can still be in the old one, 
 every packet sees one version, whole.
 """
 
-import struct
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Final
 
-from l2fwd.abi import VERDICTS
 from l2fwd.bpf import Program, wait_for_running_programs
 from l2fwd.errors import ConfigError
-from l2fwd.rule_keys import key_masks
-from l2fwd.rule_table import ACTION, MAX_MASKS, CompiledRules, compile_rules
-from l2fwd.rules import Match, Rule
+from l2fwd.rule_layout import U32, Maps, version_maps
+from l2fwd.rule_table import CompiledRules, compile_rules
+from l2fwd.rules import Rule
 
 MAX_ENTRIES: Final = 1 << 17  # of one version
-LINK_RULES: Final = 64  # LINK_RULES in kern/l2fwd.h
-SHARED_MAPS: Final = ("generation", "tables", "masks", "link_rules", "rules", "hits", "links")
-
-_U32: Final = struct.Struct("=I")
-_KEY_HEAD: Final = struct.Struct("=II")  # struct rule_key: generation, mask_index
-_NO_LINK_RULE: Final = bytes(_U32.size + ACTION.size)  # struct link_rule: in_ifindex, action
+SHARED_MAPS: Final = (
+    "generation", "tables", "masks", "link_rules", "near_rules", "rules", "hits", "links"
+)  # fmt: skip
 
 
 def map_sizes(rule_count: int) -> dict[str, int]:
     """Return sizes of the maps that leave room for as many rules again."""
     return {"rules": 2 * MAX_ENTRIES, "hits": max(1024, 2 * rule_count)}
-
-
-def link_rules(
-    rules: Sequence[Rule], ifindexes: Mapping[str, int], compiled: CompiledRules
-) -> list[bytes]:
-    """Return the links that need no look at a packet, as struct link_rule by ifindex.
-
-    Those are the links whose first rule takes every packet.  To leave one out is right, too:
-    the rules are then looked up.
-
-    Parameters
-    ----------
-    rules : sequence of Rule
-        In order of precedence.
-    ifindexes : mapping of str to int
-    compiled : CompiledRules
-        Of the same rules.
-
-    Returns
-    -------
-    list of bytes
-        LINK_RULES of them.
-    """
-    places = {mask: place for place, (mask, _) in enumerate(compiled.masks)}
-    found = [_NO_LINK_RULE] * LINK_RULES
-    for name, ifindex in ifindexes.items():
-        first = next((rule for rule in rules if rule.match.in_link in (name, None)), None)
-        if first and first.match == Match(in_link=first.match.in_link) and not first.action.dec_ttl:
-            ((mask, key),) = key_masks(first, ifindexes)
-            action = compiled.entries[places[mask], key]
-            found[ifindex % LINK_RULES] = _U32.pack(ifindex) + action
-    return found
 
 
 class RuleMaps:
@@ -77,8 +40,9 @@ class RuleMaps:
     def __init__(self, program: Program, max_rules: int) -> None:
         self._program = program
         self._max_rules = max_rules
-        self._generation = 0
-        self._keys: list[bytes] = []
+        self._next = 1  # generation
+        self._near: set[int] = set()  # places of the version in force
+        self._keys: list[bytes] = []  # and its keys in the map rules
         self._ids: dict[Rule, int] = {}  # where each rule of the table counts its hits
         self._used: set[int] = set()
         self._before: dict[int, list[int]] = {}  # what an id counted for earlier rules
@@ -106,16 +70,17 @@ class RuleMaps:
         for rule, rule_id in ids.items():
             if rule not in self._ids and rule_id in self._used:
                 self._before[rule_id] = self._program.sums("hits", rule_id, 2)
-        at_links = link_rules(rules, ifindexes, compiled)
-        generation = self._generation + 1
-        keys = self._fill(compiled, at_links, miss, generation)
-        self._program.update("generation", {_U32.pack(0): _U32.pack(generation)})
-        self._generation = generation
-        old, self._keys = self._keys, keys
-        wait_for_running_programs()
-        self._program.delete("rules", old)
+        generation = self._next
+        self._next += 2  # in case this one fails: in the same half, and strange to its entries
+        version = version_maps(rules, ifindexes, compiled, generation, self._near, miss)
+        self._write(version, generation)
+        self._next = generation + 1
+        old, self._keys = self._keys, list(version["rules"])
+        self._near = {U32.unpack(place)[0] for place in version["near_rules"]}
         self._ids = ids
         self._used.update(ids.values())
+        wait_for_running_programs()
+        self._program.delete("rules", old)
         return compiled
 
     def ids(self) -> dict[Rule, int]:
@@ -148,26 +113,12 @@ class RuleMaps:
             found[rule] = (packets - before[0], size - before[1])
         return found
 
-    def _fill(
-        self, compiled: CompiledRules, at_links: list[bytes], miss: str, generation: int
-    ) -> list[bytes]:
-        """Write the next version beside the one in force; return its keys."""
-        slot = generation & 1
-        masks = {
-            _U32.pack(slot * MAX_MASKS + place): mask + _U32.pack(best) + bytes(4)
-            for place, (mask, best) in enumerate(compiled.masks)
-        }
-        if masks:
-            self._program.update("masks", masks)
-        table = struct.pack("=II", len(compiled.masks), VERDICTS[miss])
-        links = {_U32.pack(slot * LINK_RULES + i): at for i, at in enumerate(at_links)}
-        self._program.update("link_rules", links)
-        self._program.update("tables", {_U32.pack(slot): table})
-        keys = [_KEY_HEAD.pack(generation, place) + key for place, key in compiled.entries]
-        if keys:
-            entries = dict(zip(keys, compiled.entries.values(), strict=True))
-            with ExitStack() as undo:
-                undo.callback(self._program.delete, "rules", keys)
-                self._program.update("rules", entries)
-                undo.pop_all()
-        return keys
+    def _write(self, version: Maps, generation: int) -> None:
+        """Write a version and put it in force, or clear what was written of it."""
+        with ExitStack() as undo:
+            undo.callback(self._program.delete, "rules", list(version["rules"]))
+            for name, entries in version.items():
+                if entries:
+                    self._program.update(name, entries)
+            self._program.update("generation", {U32.pack(0): U32.pack(generation)})
+            undo.pop_all()

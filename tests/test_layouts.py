@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l2fwd import abi, records, rule_keys, rule_maps, rule_table, tool_config
+from l2fwd import abi, records, rule_keys, rule_layout, rule_table, tool_config
 from l2fwd.rule_keys import KEY
 from l2fwd.rule_table import ACTION
 
@@ -21,12 +21,14 @@ HEADER = Path(__file__).parent.parent / "kern" / "l2fwd.h"
 COUNTERS = [(name, "=u8") for name in abi.DATAPATH_COUNTERS]
 PROGRESS = {"names": ["done"], "formats": ["=u8"], "offsets": [records.PROGRESS_DONE],
             "itemsize": records.PROGRESS_BYTES}  # fmt: skip
+RULE_KEY = np.dtype([("generation", "=u4"), ("mask_index", "=u4"), ("packet", records.KEY)])
 LAYOUTS = {
     "packet_key": records.KEY,
     "rule_action": records.ACTION,
-    "rule_key": np.dtype([("generation", "=u4"), ("mask_index", "=u4"), ("packet", records.KEY)]),
+    "rule_key": RULE_KEY,
     "rule_mask": np.dtype([("mask", records.KEY), ("best_rank", "=u4"), ("zero", "=u4")]),
-    "rule_table": np.dtype([("mask_count", "=u4"), ("miss_verdict", "=u4")]),
+    "near_rule": np.dtype([("key", RULE_KEY), ("action", records.ACTION)]),
+    "rule_table": np.dtype([("mask_count", "=u4"), ("miss_verdict", "=u4"), ("is_near", "=u4")]),
     "link_rule": np.dtype([("in_ifindex", "=u4"), ("action", records.ACTION)]),
     "rule_hits": np.dtype([("packets", "=u8"), ("bytes", "=u8")]),
     "flow_key": records.FLOW_KEY,
@@ -94,7 +96,11 @@ def test_what_is_packed_by_struct_has_the_same_size():
 
 @pytest.mark.parametrize(
     ("module", "names"),
-    [(rule_maps, "LINK_RULES"), (rule_table, "MAX_MASKS"), (rule_keys, "NO_VLAN")],
+    [
+        (rule_layout, "LINK_RULES HASHED_WORDS HASH_FACTOR NEAR_BITS NEAR_PROBES"),
+        (rule_table, "MAX_MASKS"),
+        (rule_keys, "NO_VLAN"),
+    ],
 )
 def test_the_constants_in_python_are_those_of_the_header(module, names):
     text = HEADER.read_text()

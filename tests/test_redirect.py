@@ -1,5 +1,7 @@
 """The kernel's data path: the oracle's verdict and bytes; rules swapped whole."""
 
+import errno
+import itertools
 import json
 import os
 import random
@@ -13,8 +15,10 @@ import time
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
 
-from l2fwd import ethtool, link
+from l2fwd import ethtool, link, rule_layout
 from l2fwd._bpf import run_packet
 from l2fwd._classify import Classifier
 from l2fwd.bpf import Program
@@ -22,7 +26,8 @@ from l2fwd.config import ForwardConfig, Rewrite
 from l2fwd.datapath.redirect import RedirectPath
 from l2fwd.errors import ConfigError, KernelError
 from l2fwd.rule_keys import KEY
-from l2fwd.rule_maps import LINK_RULES, MAX_ENTRIES, RuleMaps, link_rules, map_sizes
+from l2fwd.rule_layout import LINK_RULES, link_rules
+from l2fwd.rule_maps import MAX_ENTRIES, RuleMaps, map_sizes
 from l2fwd.rule_table import ACTION, MAX_MASKS, compile_rules
 from l2fwd.rules import Rule, RuleTable, parse_rules
 from tests import oracle
@@ -33,7 +38,7 @@ pytestmark = pytest.mark.privileged
 
 VERDICTS = {1: "drop", 2: "pass", 4: "out"}  # enum xdp_action
 IS_FUZZ = os.environ.get("L2FWD_FUZZ") == "1"  # make fuzz: a million frames
-TABLES, FRAMES_PER_TABLE = (100, 10_000) if IS_FUZZ else (60, 400)
+TABLES, FRAMES_PER_TABLE = (50, 10_000) if IS_FUZZ else (40, 300)
 
 
 @pytest.fixture
@@ -49,7 +54,8 @@ def kernel(bed):
         program.close()
 
 
-def test_a_table_that_the_kernel_has_no_room_for_leaves_the_old_one(bed):
+def test_a_table_that_the_kernel_has_no_room_for_leaves_the_old_one(bed, monkeypatch):
+    monkeypatch.setattr(rule_layout, "near_places", lambda *_: None)
     with link.in_netns(bed.fwd):
         ifindexes = {name: link.find_link(name).ifindex for name in ("f0", "f1")}
         program = Program("redirect", map_sizes(8) | {"rules": 8})
@@ -84,9 +90,15 @@ def tables(draw):
     return RuleTable([Rule(match, action, "", p) for (p, match), action in first.items()])
 
 
-def test_the_kernel_and_the_oracle_agree(kernel, learned):
+@pytest.mark.parametrize("is_far", [False, True], ids=["near", "far by turns"])
+def test_the_kernel_and_the_oracle_agree(kernel, learned, monkeypatch, is_far):
     """F3-F5, P1-P7: random rules against random frames, verdict and bytes, on every data path."""
     program, maps, ifindexes = kernel
+    if is_far:
+        places, turns = rule_layout.near_places, itertools.cycle([True, True, False, False])
+        monkeypatch.setattr(
+            rule_layout, "near_places", lambda *each: None if next(turns) else places(*each)
+        )
     seen = set()
 
     @settings(
@@ -154,6 +166,30 @@ def test_links_whose_packets_need_no_look_get_the_oracles_verdict(kernel, text, 
         expected = oracle.apply(rule.action, frame) if rule else ("pass", frame)
         verdict, became = run_packet(program.fd, frame, ifindexes[name])
         assert (VERDICTS[verdict], became) == expected, (str(rule), frame.hex())
+
+
+def test_a_version_that_could_not_be_written_leaves_the_one_in_force(kernel, monkeypatch):
+    program, maps, ifindexes = kernel
+    frame = bytes(Ether() / IP(dst="10.0.0.1"))
+
+    def verdict():
+        return VERDICTS[run_packet(program.fd, frame, ifindexes["eth0"])[0]]
+
+    def fail_once(name, entries):
+        if failing[:1] == [name]:
+            raise KernelError(errno.E2BIG, "update map", failing.pop(0))
+        update(name, entries)
+
+    maps.apply(parse_rules("dst 10.0.0.1 -> drop").ranked(), ifindexes, "pass")
+    update = program.update
+    monkeypatch.setattr(program, "update", fail_once)
+    failing = ["masks", "near_rules", "link_rules", "tables", "generation"] * 2
+    while failing:
+        with pytest.raises(KernelError):
+            maps.apply(parse_rules("proto 6 -> drop\nany -> pass").ranked(), ifindexes, "pass")
+        assert verdict() == "drop"
+    maps.apply(parse_rules("proto 1 -> drop").ranked(), ifindexes, "pass")
+    assert verdict() == "pass"
 
 
 def test_of_two_links_at_one_place_one_is_looked_up_as_before(kernel):

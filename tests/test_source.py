@@ -28,7 +28,7 @@ LAYERS = (
     {"rules"},
     {"rule_keys", "fib"},
     {"rule_table"},
-    {"policy"},
+    {"rule_layout", "policy"},
     {"config"},
     {"tool_config"},
     {
