@@ -28,6 +28,7 @@ from l2fwd import link
 from l2fwd._bpf import test_run
 from l2fwd.bpf import Program
 from l2fwd.lab import Bed
+from l2fwd.rule_layout import flow_place
 from l2fwd.rule_maps import RuleMaps, map_sizes
 from l2fwd.rule_table import compile_rules
 from l2fwd.rules import Rule, parse_rules
@@ -47,8 +48,8 @@ _HEADERS: Final = (
 )
 _XDP_REDIRECT: Final = 4
 _U32: Final = struct.Struct("=I")
-_FLOW_KEY_HEAD: Final = struct.Struct("=HHI")
-_FLOW_TAIL: Final = struct.Struct("=QQQQ")
+_FLOW_KEY_HEAD: Final = struct.Struct("=HHI")  # queue, mask_slot, zero
+_FLOW_TAIL: Final = struct.Struct("=QQQQ")  # packets, bytes, last_seen, wait_for
 _SETTLED: Final = 2**64 - 1
 
 Ifindexes = dict[str, int]
@@ -91,7 +92,8 @@ def flow(ifindexes: Ifindexes) -> Program:
     program.update("flow_masks", {_U32.pack(0): mask})
     program.update("flow_order", {_U32.pack(0): bytes.fromhex("00ffffff")})
     flow_key = _FLOW_KEY_HEAD.pack(0, 0, 0) + key
-    program.update("flows", {flow_key: action + _FLOW_TAIL.pack(0, 0, 0, _SETTLED)})
+    value = flow_key + action + _FLOW_TAIL.pack(0, 0, 0, _SETTLED)
+    program.update("flows", {flow_place(flow_key): value})
     return program
 
 

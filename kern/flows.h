@@ -7,7 +7,7 @@
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct flow_key);
+	__type(key, __u64); /* hash_key of struct flow_key: the map's own hash of that is slower */
 	__type(value, struct flow);
 	__uint(max_entries, 1024); /* set to the flow count before loading */
 } flows SEC(".maps");
@@ -69,32 +69,51 @@ static __always_inline __u32 find_flow_order(void)
 	return order ? *(volatile __u32 *)order : ~0U;
 }
 
+/* The entry under the mask of a slot, settled or not; NULL if there is none, or no such slot. */
+static __always_inline struct flow *find_masked_flow(const struct packet_key *key, __u32 queue,
+						     __u32 slot)
+{
+	const struct packet_key *mask = bpf_map_lookup_elem(&flow_masks, &slot);
+	struct flow_key masked = {.queue = queue, .mask_slot = slot};
+	struct flow *found;
+	__u64 hash;
+
+	if (!mask)
+		return NULL;
+	mask_key(&masked.packet, key, mask);
+	hash = hash_key(&masked);
+	found = bpf_map_lookup_elem(&flows, &hash);
+	/* Another flow may have this hash. */
+	return found && is_same_key(&found->key, &masked) ? found : NULL;
+}
+
+/* The first slot of @order with an entry for this packet; NO_FLOW_MASK if there is none.  Not
+ * static, so that the verifier takes it by itself, as search_near.
+ */
+__noinline __u32 find_older_slot(const struct packet_key *key, __u32 queue, __u32 order)
+{
+	if (!key)
+		return NO_FLOW_MASK;
+	for (int i = 1; i < MAX_FLOW_MASKS; i++) {
+		__u32 slot = order & 0xff;
+
+		if (slot == NO_FLOW_MASK || find_masked_flow(key, queue, slot))
+			return slot;
+		order >>= 8;
+	}
+	return NO_FLOW_MASK;
+}
+
 /* The entry of this packet's flow, settled or not; NULL if none was learned. */
 static __always_inline struct flow *find_flow(struct xdp_md *ctx, const struct packet_key *key,
 					      __u32 order)
 {
-	const struct packet_key *mask;
-	struct flow_key masked;
-	struct flow *found;
+	__u32 queue = ctx->rx_queue_index;
+	struct flow *found = find_masked_flow(key, queue, order & 0xff);
 
-	masked.queue = ctx->rx_queue_index;
-	masked.zero = 0;
-	for (int i = 0; i < MAX_FLOW_MASKS; i++) {
-		__u32 slot = order & 0xff;
-
-		if (slot == NO_FLOW_MASK)
-			break;
-		order >>= 8;
-		mask = bpf_map_lookup_elem(&flow_masks, &slot);
-		if (!mask)
-			break;
-		masked.mask_slot = slot;
-		mask_key(&masked.packet, key, mask);
-		found = bpf_map_lookup_elem(&flows, &masked);
-		if (found)
-			return found;
-	}
-	return NULL;
+	if (found || (order >> 8 & 0xff) == NO_FLOW_MASK)
+		return found;
+	return find_masked_flow(key, queue, find_older_slot(key, queue, order >> 8));
 }
 
 /* Whether @flow is the kernel's: none of its packets may be left in user space, or this one

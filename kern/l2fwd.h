@@ -89,7 +89,7 @@ struct near_rule {
 #define NEAR_PROBES 4
 #define NOT_NEAR (~0U)
 
-#define HASHED_WORDS 9			  /* of a rule_key */
+#define HASHED_WORDS 9			  /* of a rule_key, and of a flow_key */
 #define HASH_FACTOR 0x9e3779b97f4a7c15ULL /* odd, without a pattern: 2^64 by the golden ratio */
 
 /* For a link whose packets all get the same action, but link-local ones.  None of it needs the
@@ -121,8 +121,11 @@ struct flow_key {
 	struct packet_key packet; /* masked */
 };
 
-/* Written by user space when learned, then by the one CPU that runs its RX queue. */
+/* Written by user space when learned, then by the one CPU that runs its RX queue.  Found by the
+ * hash_key of its key: of two flows with the same hash, the one learned last has the entry.
+ */
 struct flow {
+	struct flow_key key;
 	struct rule_action action;
 	__u64 packets; /* forwarded, dropped or passed by the entry */
 	__u64 bytes;
@@ -161,8 +164,24 @@ _Static_assert(sizeof(struct packet_key) == 64, "eight words, masked one by one"
 _Static_assert(sizeof(struct rule_key) == 8 * HASHED_WORDS, "a hash key: no padding");
 _Static_assert(sizeof(struct rule_mask) == 72, "no padding");
 _Static_assert(sizeof(struct rule_action) == 32, "no padding");
-_Static_assert(sizeof(struct flow_key) == 72, "a hash key: no padding");
-_Static_assert(sizeof(struct flow) == 64, "one cache line");
+_Static_assert(sizeof(struct flow_key) == 8 * HASHED_WORDS, "a hash key: no padding");
+_Static_assert(sizeof(struct flow) == 136, "no padding");
 _Static_assert(sizeof(struct queue_progress) == 128, "two cache lines");
+
+typedef __u64 __attribute__((may_alias)) key_word;
+
+/* Of HASHED_WORDS; its highest bits are the best.  The powers are worked out at compile time. */
+static inline __attribute__((always_inline)) __u64 hash_key(const void *key)
+{
+	const key_word *words = key;
+	__u64 hash = 0, factor = 1;
+
+#pragma GCC unroll 9
+	for (int i = 0; i < HASHED_WORDS; i++) {
+		factor *= HASH_FACTOR;
+		hash += (words[i] ^ words[i] >> 32) * factor;
+	}
+	return hash;
+}
 
 #endif

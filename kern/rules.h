@@ -91,20 +91,6 @@ static __always_inline const struct rule_action *find_link_rule(struct xdp_md *c
 	return &rule->action;
 }
 
-/* Of HASHED_WORDS; its highest bits are the best.  The powers are worked out at compile time. */
-static __always_inline __u64 hash_key(const void *key)
-{
-	const __u64 *words = key;
-	__u64 hash = 0, factor = 1;
-
-#pragma unroll
-	for (int i = 0; i < HASHED_WORDS; i++) {
-		factor *= HASH_FACTOR;
-		hash += (words[i] ^ words[i] >> 32) * factor;
-	}
-	return hash;
-}
-
 /* With as few branches as can be: the verifier follows each, in a loop of loops. */
 static __always_inline int is_same_key(const void *left, const void *right)
 {

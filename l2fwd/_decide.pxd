@@ -23,11 +23,14 @@ cdef extern from "l2fwd.h" nogil:
         packet_key packet
 
     struct flow:
+        flow_key key
         rule_action action
         uint64_t packets
         uint64_t bytes
         uint64_t last_seen
         uint64_t wait_for
+
+    uint64_t hash_flow "hash_key"(const void* key)
 
     struct queue_progress:
         uint64_t sent_up
@@ -62,7 +65,7 @@ cdef struct Learner:
     uint64_t filled                 # ns, when tokens were added
     uint64_t forget                 # ns, when the recent keys are forgotten
     uint64_t recent[RECENT_KEYS]    # hashes
-    flow_key keys[MAX_BURST]
+    uint64_t hashes[MAX_BURST]      # of the keys of those flows
     flow flows[MAX_BURST]
     uint64_t inserted
     uint64_t limited                # not inserted: too many a second

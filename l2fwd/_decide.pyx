@@ -171,6 +171,14 @@ cdef inline void mask_flow(flow_key* key, const Packet* packet, const Table* tab
     key.queue, key.mask_slot, key.zero = queue, table.flow_slot, 0
 
 
+cdef inline void put_flow(flow* learned, const rule_action* action, uint64_t now) noexcept nogil:
+    """Fill in all but the key."""
+    learned.action = action[0]
+    learned.packets, learned.bytes = 0, 0
+    learned.last_seen = now
+    learned.wait_for = FLOW_NEW
+
+
 cdef inline bint is_possible(const Decision* decision, const rule_action* action) noexcept nogil:
     return action.verdict < VERDICT_OUT or (
         action.verdict == VERDICT_OUT and port_of(decision, action.out_ifindex) >= 0)
@@ -188,7 +196,7 @@ cdef void learn(Decision* decision, const Table* table, uint32_t count) noexcept
         action = decision.actions[i]
         if action.flags & ACTION_NOT_LEARNED or not is_possible(decision, action):
             continue
-        key = &learner.keys[found]
+        key = &learner.flows[found].key
         mask_flow(key, &decision.packets[i], table, learner.queue)
         if is_known(learner, hash_key(table.seed, &key.packet)):
             continue
@@ -197,15 +205,14 @@ cdef void learn(Decision* decision, const Table* table, uint32_t count) noexcept
             # Not remembered, so that a later packet may be the one that is learned.
             learner.recent[hash_key(table.seed, &key.packet) & (RECENT_KEYS - 1)] = 0
             continue
-        memset(&learner.flows[found], 0, sizeof(flow))
-        learner.flows[found].action = action[0]
-        learner.flows[found].last_seen = learner.filled
+        put_flow(&learner.flows[found], action, learner.filled)
+        learner.hashes[found] = hash_flow(key)
         found += 1
     if found == 0:
         return
     learner.tokens -= found
     inserted = found
-    learner.insert(learner.fd, learner.keys, learner.flows, &inserted)
+    learner.insert(learner.fd, learner.hashes, learner.flows, &inserted)
     learner.inserted += inserted
     learner.failed += found - inserted
 

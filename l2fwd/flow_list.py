@@ -11,7 +11,7 @@ import numpy as np
 from l2fwd.abi import CHANGES, VERDICTS
 from l2fwd.bpf import attached_items
 from l2fwd.explain import shown
-from l2fwd.records import BY_POLICY, FLOW, FLOW_KEY
+from l2fwd.records import BY_POLICY, FLOW
 from l2fwd.rule_words import mac_word
 
 if TYPE_CHECKING:
@@ -71,12 +71,13 @@ def list_flows(ifindex: int, ifname: str) -> Iterator[FlowLine]:
     RunError
         If no engine with the data path ``hybrid`` runs on the link.
     """
-    keys, values = attached_items(ifindex, ifname, "flows")
+    _, values = attached_items(ifindex, ifname, "flows")
     _, masks = attached_items(ifindex, ifname, "flow_masks")
-    parsed, flows = np.frombuffer(keys, FLOW_KEY), np.frombuffer(values, FLOW)
+    flows = np.frombuffer(values, FLOW)
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     for i in np.argsort(-flows["packets"].astype(np.int64), kind="stable"):
-        key, flow = parsed[i], flows[i]
+        flow = flows[i]
+        key = flow["key"]
         if key["packet"]["in_ifindex"] != ifindex:
             continue
         slot = int(key["mask_slot"])

@@ -16,7 +16,7 @@ import numpy as np
 
 from l2fwd.abi import VERDICTS
 from l2fwd.bpf import Program, wait_for_running_programs
-from l2fwd.records import ACTION, BY_POLICY, FLOW, FLOW_KEY, KEY, PROGRESS_BYTES, PROGRESS_DONE
+from l2fwd.records import ACTION, BY_POLICY, FLOW, KEY, PROGRESS_BYTES, PROGRESS_DONE
 from l2fwd.rule_table import CompiledRules
 
 if TYPE_CHECKING:
@@ -83,39 +83,39 @@ class FlowTable:
         del self._masks[oldest]
         self._put_order()
         wait_for_running_programs()
-        keys, _ = self.items()
-        self._delete(keys[keys["mask_slot"] == oldest])
+        hashes, flows = self.items()
+        self._delete(hashes[flows["key"]["mask_slot"] == oldest])
         return oldest
 
     def _put_order(self) -> None:
         slots = [*reversed(self._masks), *[_NO_MASK] * MAX_MASKS][:MAX_MASKS]
         self._program.update("flow_order", {_U32.pack(0): bytes(slots)})
 
-    def items(self) -> "tuple[NDArray[np.void], NDArray[np.void]]":
-        """Return keys (``records.FLOW_KEY``) and values (``records.FLOW``), both of shape (n,)."""
-        keys, values = self._program.items("flows")
-        return np.frombuffer(keys, FLOW_KEY), np.frombuffer(values, FLOW)
+    def items(self) -> "tuple[NDArray[np.uint64], NDArray[np.void]]":
+        """Return hashes of the keys, and flows (``records.FLOW``), both of shape (n,)."""
+        hashes, flows = self._program.items("flows")
+        return np.frombuffer(hashes, np.uint64), np.frombuffer(flows, FLOW)
 
-    def _delete(self, keys: "NDArray[np.void]") -> None:
-        if len(keys):
-            self._program.delete("flows", [keys.tobytes()])
+    def _delete(self, hashes: "NDArray[np.uint64]") -> None:
+        if len(hashes):
+            self._program.delete("flows", [hashes.tobytes()])
 
     def forget_idle(self, seconds: float) -> int:
         """Delete the flows without a packet for that long; return how many."""
-        keys, flows = self.items()
+        hashes, flows = self.items()
         horizon = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(seconds * 1e9)
-        old = keys[flows["last_seen"].astype(np.int64) < horizon]
+        old = hashes[flows["last_seen"].astype(np.int64) < horizon]
         self._delete(old)
         return len(old)
 
     def forget_links(self, present: Iterable[int]) -> int:
         """Delete the flows from or to any link but these; return how many."""
-        keys, flows = self.items()
+        hashes, flows = self.items()
         there = list(present)
         action = flows["action"]
-        gone = ~np.isin(keys["packet"]["in_ifindex"], there)
+        gone = ~np.isin(flows["key"]["packet"]["in_ifindex"], there)
         gone |= (action["verdict"] == VERDICTS["out"]) & ~np.isin(action["out_ifindex"], there)
-        self._delete(keys[gone])
+        self._delete(hashes[gone])
         return int(gone.sum())
 
     def forget_changed(
@@ -126,7 +126,8 @@ class FlowTable:
         Where a flow's key lacks bits that the new rules look at, it is deleted if it may be one of
         a rule that came or went.
         """
-        keys, flows = self.items()
+        hashes, flows = self.items()
+        keys = flows["key"]
         touched = np.zeros(len(keys), bool)
         needed = int.from_bytes(flow_mask(after))
         for slot, mask in self._masks.items():
@@ -137,7 +138,7 @@ class FlowTable:
                 touched[here] = _decided_otherwise(keys[here], flows[here], classifier)
             else:
                 touched[here] = _may_be_changed(keys[here], flows[here], mask, before, after)
-        self._delete(keys[touched])
+        self._delete(hashes[touched])
         return int(touched.sum())
 
 

@@ -41,12 +41,13 @@ ACTION: Final = np.dtype(
 BY_POLICY: Final = 1 << 0  # enum action_flag
 NOT_LEARNED: Final = 1 << 1
 
-# struct flow_key and struct flow
+# struct flow_key and struct flow; the flow table is a map of hash_key(flow_key) to flow
 FLOW_KEY: Final = np.dtype(
     [("queue", "=u2"), ("mask_slot", "=u2"), ("zero", "=u4"), ("packet", KEY)]
 )
 FLOW: Final = np.dtype(
     [
+        ("key", FLOW_KEY),
         ("action", ACTION),
         ("packets", "=u8"),
         ("bytes", "=u8"),

@@ -21,6 +21,7 @@ NEAR_BITS: Final = 12
 NEAR_PROBES: Final = 4
 
 U32: Final = struct.Struct("=I")
+U64: Final = struct.Struct("=Q")
 RULE_KEY_HEAD: Final = struct.Struct("=II")  # struct rule_key: generation, mask_index
 RULE_MASK_TAIL: Final = struct.Struct("=I4x")  # struct rule_mask: best_rank
 RULE_TABLE: Final = struct.Struct("=III")  # mask_count, miss_verdict, is_near
@@ -33,10 +34,15 @@ Maps = dict[str, dict[bytes, bytes]]
 
 
 def hash_key(key: bytes) -> int:
-    """Return the 64-bit hash of a struct rule_key or flow_key, as kern/rules.h has it."""
+    """Return the 64-bit hash of a struct rule_key or flow_key, as kern/l2fwd.h has it."""
     words: tuple[int, ...] = _WORDS.unpack(key)
     pairs = zip(words, _FACTORS, strict=True)
     return sum((word ^ word >> 32) * factor for word, factor in pairs) % (1 << 64)
+
+
+def flow_place(key: bytes) -> bytes:
+    """Return where the map flows has a struct flow_key: its hash."""
+    return U64.pack(hash_key(key))
 
 
 def near_places(keys: Iterable[bytes], taken: Collection[int]) -> dict[int, bytes] | None:

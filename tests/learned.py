@@ -7,6 +7,7 @@ from l2fwd._classify import Classifier
 from l2fwd.bpf import Program
 from l2fwd.flow_table import FlowTable, flow_mask
 from l2fwd.records import FLOW_KEY
+from l2fwd.rule_layout import flow_place
 from l2fwd.rule_maps import RuleMaps, map_sizes
 
 SETTLED = b"\xff" * 8  # FLOW_SETTLED
@@ -38,7 +39,7 @@ class Learned:
     def apply(self, rules, miss):
         """Put rules in force, and forget what was learned."""
         compiled = self._maps.apply(rules, self._ifindexes, miss)
-        self._program.delete("flows", self._known)
+        self._program.delete("flows", map(flow_place, self._known))
         self._known.clear()
         mask = flow_mask(compiled)
         self._mask, self._slot = int.from_bytes(mask), self._flows.use_mask(mask)
@@ -59,7 +60,7 @@ class Learned:
         if key not in self._known:
             *_, rank = self._classifier.decide(frame, ifindex)
             action = self._miss if rank is None else self._actions[struct.pack("=I", rank)]
-            self._program.update("flows", {key: action + bytes(24) + SETTLED})
+            self._program.update("flows", {flow_place(key): key + action + bytes(24) + SETTLED})
             self._known.add(key)
         verdict, became = run_packet(self._program.fd, frame, ifindex)
         return VERDICTS[verdict], became

@@ -23,6 +23,7 @@ from l2fwd.errors import ConfigError
 from l2fwd.flow_table import MAX_MASKS, FlowTable, Progress, flow_mask
 from l2fwd.lab import GENERATOR_MAC, SINK_MAC
 from l2fwd.records import FLOW, FLOW_KEY
+from l2fwd.rule_layout import flow_place
 from l2fwd.rule_maps import MAX_ENTRIES, RuleMaps, map_sizes
 from l2fwd.rule_table import compile_rules
 from l2fwd.rules import parse_rules
@@ -109,8 +110,8 @@ def settle(ends, data, seconds=5.0):
 
 def learned(path):
     """Return what is learned by source port: (packets, wait_for, destination MAC)."""
-    keys, flows = path.flows()
-    ports = keys["packet"]["sport"].tolist()
+    flows = path.flows()
+    ports = flows["key"]["packet"]["sport"].tolist()
     macs = [bytes(mac) for mac in flows["action"]["dst_mac"]]
     return dict(
         zip(
@@ -195,10 +196,11 @@ def test_a_pair_without_rules_is_one_flow_a_link(bed, hybrid, ends):
     path = hybrid()
     for flow in range(5):
         settle(ends, frame(flow, 0))
-    keys, flows = path.flows()
-    there = keys["packet"]["in_ifindex"] == path.sides[0].link.ifindex
+    flows = path.flows()
+    keys = flows["key"]["packet"]
+    there = keys["in_ifindex"] == path.sides[0].link.ifindex
     assert flows["wait_for"][there].tolist() == [SETTLED]
-    assert not keys["packet"]["sport"].any()
+    assert not keys["sport"].any()
     assert path.sample().forwarded >= 100  # and what the sink's host answers
 
 
@@ -265,15 +267,15 @@ def test_hits_of_a_rule_are_its_own_wherever_they_were_counted(bed, hybrid, ends
 def test_a_flow_without_traffic_is_forgotten(bed, hybrid, ends):
     path = hybrid(flows=FlowConfig(timeout=1.0))
     settle(ends, frame(0, 0))
-    assert len(path.flows()[0])
+    assert len(path.flows())
     deadline = time.monotonic() + 10
-    while len(path.flows()[0]) and time.monotonic() < deadline:
+    while len(path.flows()) and time.monotonic() < deadline:
         with link.in_netns(bed.fwd):
             path.watch()
         time.sleep(0.1)
     assert path.sample().flows["forgotten"] >= 1
     settle(ends, frame(0, 0))
-    assert len(path.flows()[0])
+    assert len(path.flows())
 
 
 def test_more_flows_than_allowed_a_second_are_forwarded_without_learning(bed, hybrid, ends):
@@ -410,9 +412,10 @@ def test_a_flow_waits_for_its_packets_in_user_space(program):
 
     def learn(age_ns=0):
         flow = np.zeros(1, FLOW)
-        flow.view(np.uint8)[:32] = np.frombuffer(classifier.actions()[:32], np.uint8)
+        flow["key"] = key
+        flow["action"] = np.frombuffer(classifier.actions()[:32], FLOW["action"])
         flow["last_seen"] = time.clock_gettime_ns(MONOTONIC_COARSE) - age_ns
-        program.update("flows", {key.tobytes(): flow.tobytes()})
+        program.update("flows", {flow_place(key.tobytes()): flow.tobytes()})
 
     def verdict():
         return run_packet(program.fd, frame(0, 0), ifindexes["f0"])[0]
@@ -463,7 +466,8 @@ def test_exchanged_rules_touch_their_flows_also_where_a_field_is_new(program):
     actions = np.frombuffer(classifiers[0].actions(), FLOW["action"])
     flow["action"] = actions[actions["rank"] == rank]
     assert flow["action"]["out_ifindex"] == links["b"]
-    program[0].update("flows", {key.tobytes(): flow.tobytes()})
+    flow["key"] = key
+    program[0].update("flows", {flow_place(key.tobytes()): flow.tobytes()})
     table.use_mask(flow_mask(after))
     assert table.forget_changed(before, after, classifiers[1]) == 1
 

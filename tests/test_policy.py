@@ -24,7 +24,8 @@ from l2fwd._rings import Memory, Pool
 from l2fwd._worker import Worker
 from l2fwd.abi import CHANGES, VERDICTS
 from l2fwd.policy import asker, load_policy
-from l2fwd.records import ACTION, FLOW, FLOW_KEY, NOT_LEARNED, PACKET
+from l2fwd.records import ACTION, FLOW, NOT_LEARNED, PACKET
+from l2fwd.rule_layout import hash_key
 from l2fwd.rule_table import compile_rules
 from l2fwd.rules import RuleTable, parse_rules
 from l2fwd.testing import FakeQueue
@@ -494,7 +495,6 @@ class Inserted:
     """The kernel's flow table: takes as many of each insert as ``room``."""
 
     def __init__(self, room=1000):
-        self.keys = np.zeros(0, FLOW_KEY)
         self.flows = np.zeros(0, FLOW)
         self.room = room
         self._insert = INSERT(self._take)
@@ -502,11 +502,16 @@ class Inserted:
 
     def _take(self, fd, keys, values, count):
         taken = min(count[0], self.room)
-        self.keys = np.concatenate([self.keys, array_at(keys, FLOW_KEY, taken)])
-        self.flows = np.concatenate([self.flows, array_at(values, FLOW, taken)])
+        hashes, flows = array_at(keys, np.dtype("=u8"), taken), array_at(values, FLOW, taken)
+        assert hashes.tolist() == [hash_key(key.tobytes()) for key in flows["key"]]
+        self.flows = np.concatenate([self.flows, flows])
         error = fd != 5 or taken < count[0]
         count[0] = taken
         return -errno.E2BIG if error else 0
+
+    @property
+    def keys(self):
+        return self.flows["key"]
 
     @property
     def sources(self):

@@ -224,11 +224,11 @@ class RuledPath(SocketPath[ForwardConfig]):
             self._next_age = now + min(max(timeout / 10, _AGE_SECONDS[0]), _AGE_SECONDS[1])
             self._forgotten += self._flows.forget_idle(timeout)
 
-    def flows(self) -> "tuple[NDArray[Any], NDArray[Any]]":
-        """Return what is learned now: keys and values, as ``FlowTable.items``."""
+    def flows(self) -> "NDArray[Any]":
+        """Return what is learned now, as ``records.FLOW``."""
         if self._flows is None:
             raise RunError("flows are learned once the data path has started")
-        return self._flows.items()
+        return self._flows.items()[1]
 
     def _sample_now(self) -> Snapshot:
         snapshot = super()._sample_now()
