@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if line is not None:
             for note in line.notes:
                 print(f"l2fwd: {note}", file=sys.stderr)
+            verb = line.verb
             return _run_verb(line.verb, line.arguments)
         _top_parser().parse_args(arguments or ["--help"])
     except KeyboardInterrupt:

@@ -63,6 +63,12 @@ char LICENSE[] SEC("license") = "GPL";
         ("--interface=br1 --l2fwd --queue=1", "macswap", "--interface=br1 --queue=1"),
         ("-i br1 -l -q0 -f 2048 -d 3", "macswap", "-i br1 -q0 -f 2048 -d 3"),
         ("-l -B -i br1 -q 0", "macswap", "-B -i br1 -q 0"),
+        ("-Sd f0", "sample", "f0 --answer --queues 0 --mode skb --every 2"),
+        ("-lSp -i br1 -q 0", "macswap", "-S -p -i br1 -q 0"),
+        ("-Slq0 -ibr1", "macswap", "-S -q0 -ibr1"),
+        ("-rpcxai br1 -d 1", "rxdrop", "-p -c -x -a -i br1 -d 1 -q 0"),
+        ("-tmf 4096 -i br1 -q 0", "txonly", "-m -f 4096 -i br1 -q 0"),
+        ("-Sf -i br1 -q 0", "l3fwd", "-S -i br1 -q 0"),
         ("--l3fwd -i br1 -f 4096 -q 0", "l3fwd", "-i br1 -f 4096 -q 0"),
     ],
 )

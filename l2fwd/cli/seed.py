@@ -35,6 +35,7 @@ _TUTORIAL: Final = {
     ("-p", "--poll-mode"): ("--poll",),
     ("-q", "--quiet"): ("--quiet",),
 }
+_DEVICE_LETTER: Final = re.compile("-[SNAFczpq]*d")
 _TUTORIAL_OBJECT: Final = "af_xdp_kern.o"  # its default one, which ours stands in for
 
 # xdpsock: flag -> verb.
@@ -42,6 +43,9 @@ _XDPSOCK_MODES: Final = {
     "-l": "macswap", "--l2fwd": "macswap", "-r": "rxdrop", "--rxdrop": "rxdrop",
     "-t": "txonly", "--txonly": "txonly", "--l3fwd": "l3fwd",
 }  # fmt: skip
+# xdpsock: letters, those with a value before those without.
+_XDPSOCK_VALUED: Final = "iqnOfdwbCsPJKGHTWUI"
+_XDPSOCK_PLAIN: Final = "rtlpSNmczxaQuMFBRVy"
 _XDPSOCK_LINK: Final = ("-i", "--interface")
 _XDPSOCK_QUEUE: Final = ("-q", "--queue", "--queues")
 # xdpsock: flag we have not -> what to do instead.
@@ -81,8 +85,9 @@ def translate(arguments: Sequence[str]) -> Line | None:
         return _from_fast_l2fwd(arguments)
     if _names_device(arguments):
         return _from_af_xdp_user(arguments)
-    if any(_key(word) in (*_XDPSOCK_MODES, *_XDPSOCK_LINK, "-f") for word in arguments):
-        return _from_xdpsock(arguments)
+    words = [each for word in arguments for each in _letters_apart(word)]
+    if any(_key(word) in (*_XDPSOCK_MODES, *_XDPSOCK_LINK, "-f") for word in words):
+        return _from_xdpsock(words)
     return None
 
 
@@ -124,7 +129,7 @@ def _names_device(arguments: Sequence[str]) -> bool:
     for word, value in zip(arguments, [*arguments[1:], ""], strict=True):
         if word.partition("=")[0] == "--dev":
             return True
-        if word == "-d" and value and not _is_number(value):
+        if _DEVICE_LETTER.fullmatch(word) and value and not _is_number(value):
             return True
     return False
 
@@ -199,6 +204,18 @@ def _from_xdpsock(arguments: Sequence[str]) -> Line:
     if not any(_key(word) in _XDPSOCK_QUEUE for word in ours):
         ours += ["-q", "0"]
     return Line(verbs[0] if verbs else "rxdrop", ours, notes)
+
+
+def _letters_apart(word: str) -> list[str]:
+    """Return the flags of a word of letters that stand together, as getopt takes them.
+
+    >>> _letters_apart("-lSi"), _letters_apart("-lq0"), _letters_apart("--l2fwd")
+    (['-l', '-S', '-i'], ['-l', '-q0'], ['--l2fwd'])
+    """
+    plain = re.match(f"-([{_XDPSOCK_PLAIN}]+)(.*)", word)
+    if plain is None or (plain[2] and plain[2][0] not in _XDPSOCK_VALUED):
+        return [word]
+    return [f"-{letter}" for letter in plain[1]] + [f"-{plain[2]}"] * bool(plain[2])
 
 
 def _key(word: str) -> str:
