@@ -67,12 +67,15 @@ def has_passed(verdict: Mapping[str, Any]) -> bool:
 def verdict_text(verdict: Mapping[str, Any]) -> str:
     """Say it in a line."""
     latency = verdict["latency_us"]
-    times = ", ".join(f"{name} {value:,.1f}" for name, value in latency.items()) if latency else "-"
+    names = {"p999": "p99.9"}
+    times = ", ".join(
+        f"{names.get(name, name)} {value:,.1f}" for name, value in (latency or {}).items()
+    )
     missed = f"; {verdict['missed']:,} were sent before the first" if verdict["missed"] else ""
     faults = ", ".join(f"{fault} {verdict[fault]:,}" for fault in _FAULTS)
     return (
         f"verified {verdict['packets']:,} packets of {verdict['streams']} senders: {faults}; "
-        f"foreign {verdict['foreign']:,}{missed}; latency in us: {times}"
+        f"foreign {verdict['foreign']:,}{missed}; latency in us: {times or '-'}"
     )
 
 

@@ -32,7 +32,8 @@ class Printer:
     quiet : bool
         No ``stats``.
     extra, app : bool
-        With each table of rates a line a socket: every reason of a drop; system calls and sleeps.
+        A line a socket below each table of rates, and the summary: every reason of a drop;
+        system calls and sleeps.
 
     Attributes
     ----------
@@ -96,8 +97,7 @@ class Printer:
             if self._live is not None:
                 self._live.stop()
             self._verb = event.get("verb", self._verb)
-            lines = _ready_lines(event) if kind == "ready" else _summary_lines(event, self._verb)
-            for line in lines:
+            for line in _ready_lines(event) if kind == "ready" else self._closing_lines(event):
                 print(line, flush=True)
         elif kind == "pinned":
             print(f"pinned in {event['pin']}: {event['message']}", flush=True)
@@ -121,8 +121,17 @@ class Printer:
         self._lines += 1
         print(end="", flush=True)
 
+    def _closing_lines(self, event: dict[str, Any]) -> list[str]:
+        """Return the summary, and what was counted up to the end if that was asked for."""
+        asked = event["ports"] if self._extra or self._app else ()
+        more = [line.strip() for port in asked for line in self._more_lines(port)]
+        return _summary_lines(event, self._verb, split=not asked) + more
+
     def _more_lines(self, port: dict[str, Any]) -> list[str]:
         """Return what its program has counted, and what ``extra`` and ``app`` ask for."""
+        if port["queue"] < 0:  # what was done before any socket
+            line = f"  {port['link']} in the kernel drops: {drops_text(port['drops'])}"
+            return [line] * self._extra
         name = f"  {port['link']} queue {port['queue']}"
         lines = []
         if "redirected_packets" in port:
@@ -193,8 +202,8 @@ def _socket_line(each: dict[str, Any]) -> str:
     )
 
 
-def _summary_lines(event: dict[str, Any], verb: str) -> list[str]:
-    """Say what became of every packet and every frame."""
+def _summary_lines(event: dict[str, Any], verb: str, *, split: bool) -> list[str]:
+    """Say what became of every packet and every frame; ``split``: also what programs counted."""
     done = f"forwarded {event['forwarded']:,} of {event['rx_packets']:,} packets"
     if verb:
         done = f"received {event['rx_packets']:,}, sent {event['forwarded']:,} packets"
@@ -213,7 +222,7 @@ def _summary_lines(event: dict[str, Any], verb: str) -> list[str]:
     lines += [
         f"{port['link']} queue {port['queue']}: {_split(port)}"
         for port in event["ports"]
-        if "redirected_packets" in port
+        if split and "redirected_packets" in port
     ]
     places = ", ".join(f"{place} {count}" for place, count in event["frames"].items() if count)
     return [*lines, f"frames: {places}"] if places else lines
