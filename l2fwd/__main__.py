@@ -48,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"l2fwd: {note}", file=sys.stderr)
             verb = line.verb
             return _run_verb(line.verb, line.arguments)
-        _top_parser().parse_args(arguments or ["--help"])
+        parser = _top_parser()
+        if verb.startswith("-") and verb not in ("-h", "--help", "--version"):
+            parser.error("no verb, and no -i LINK as xdpsock's lines have")
+        parser.parse_args(arguments or ["--help"])
     except KeyboardInterrupt:
         return 130
     except L2fwdError as error:

@@ -78,6 +78,18 @@ def test_a_line_is_told_from_the_others_and_becomes_ours(line, verb, ours):
     assert ours in " ".join(found.arguments)
 
 
+@pytest.mark.parametrize("line", ["-z", "-d 5", "--json"])
+def test_a_line_without_verb_and_link_is_told_both(line):
+    done = subprocess.run(
+        [sys.executable, "-m", "l2fwd", *line.split()],
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "l2fwd: no verb, and no -i LINK as xdpsock's lines have; see l2fwd --help\n"
+    )
+
+
 def test_f_without_a_number_is_said_to_be_l3fwd():
     (note,) = translate(["-f", "-i", "br1"]).notes
     assert "-f" in note

@@ -7,20 +7,22 @@ from dataclasses import asdict
 
 from l2fwd.errors import EXIT_UNSUPPORTED
 
-HELP = "show what this host and its links can do, and the command that mends what is wrong"
+HELP = "Show what this host and its links can do, and the command that mends what is wrong."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
-    parser.add_argument("links", nargs="*", metavar="LINK", help="link to look at")
+    parser.add_argument(
+        "links", nargs="*", metavar="LINK", help="links to look at (default: the host alone)"
+    )
     parser.add_argument(
         "--frame-size",
         type=int,
         choices=(2048, 4096),
         default=2048,
-        help="bytes per frame the MTU must fit (default: %(default)s)",
+        help="bytes per frame the MTU must fit (2048)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
 
 
 def run(args: argparse.Namespace) -> int:
