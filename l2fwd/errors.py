@@ -117,8 +117,8 @@ _REMEDIES: Final = {
     ("update map", errno.E2BIG): "the map has no slot for this queue; raise its "
     "max_entries",  # xsk_map_update_elem
     ("attach to", errno.EPERM): _CAPABILITIES,  # dev_xdp_attach
-    ("attach to", errno.EBUSY): "another XDP program is attached; detach it first, or share "
-    "the link with --chain",  # dev_xdp_attach
+    ("attach to", errno.EBUSY): "another XDP program is attached; see ip link show, detach "
+    "it first (ip link set LINK xdp off)",  # dev_xdp_attach
     ("attach to", errno.EEXIST): "a program is attached in the other mode; detach it "
     "first",  # dev_xdp_attach
     ("attach to", errno.EOPNOTSUPP): "the driver has no XDP in this mode; use --mode skb or "

@@ -18,6 +18,7 @@ import pytest
 from l2fwd import link, xsk
 from l2fwd.abi import XDP_COPY, XDP_USE_NEED_WAKEUP, XDP_ZEROCOPY
 from l2fwd.cli.forward import add_arguments, config_from
+from l2fwd.config import AttachMode, BindMode
 from l2fwd.datapath.afxdp import AfxdpPath
 from l2fwd.errors import KernelError, kernel_error
 
@@ -47,6 +48,31 @@ def run_plain(bed, *options):
         timeout=20,
         check=True,
     )
+
+
+# Letters, and what they print
+
+
+def test_the_letters_of_the_tools_are_known_to_forward():
+    config = configure("-S", "-c", "-p", "-Q", "-x", "-a", "--force")
+    assert config.mode is AttachMode.SKB
+    assert config.socket.bind_mode is BindMode.COPY
+    assert config.force
+    assert not config.busy_poll
+
+
+@pytest.mark.parametrize("data_path", ["afxdp", "hybrid", "redirect"])
+def test_what_is_asked_for_by_socket_is_in_the_summary_of_a_quiet_run(bed, data_path):
+    out = run_plain(bed, "-Qxa", "--data-path", data_path).stdout
+    after = out.partition("unaccounted 0")[2]
+    assert ("f0 queue 0: worker_turns" in after) is (data_path != "redirect")
+    assert ("f0 in the kernel drops: -" in after) is (data_path != "afxdp")
+    assert "queue -1" not in out
+
+
+def test_force_removes_another_program(bed, put_foreign_program):
+    put_foreign_program(bed, "f0")
+    assert "removed XDP program foreign" in run_plain(bed, "--force").stderr
 
 
 # The links

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from l2fwd.cli import silence_stdout
+from l2fwd.cli.options import add_bind_options, add_mode_options
 from l2fwd.errors import ConfigError, RunError
 from l2fwd.pcap import FORMATS, MAX_SNAPLEN, CaptureWriter
 
@@ -35,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-x", "--hex", action="store_true", help="print the bytes, too")
     add("--give-back", action="store_true",
         help="the host gets the packets, too, some 10 us each; needs native mode")  # fmt: skip
-    add("-q", "--queues", default="all", help="queue ids, as 0,2 or 0-3, or all (default)")
-    add("-m", "--mode", default="auto", help="auto (default), native, skb or offload")
-    add("--bind", default="auto", help="auto (default), copy or zero-copy")
+    add("-q", "--queues", "--queue", default="all",
+        help="queue ids, as 0,2 or 0-3, or all (default)")  # fmt: skip
+    add_mode_options(parser, "-m")
+    add_bind_options(parser, copy_letter="")  # -c is tcpdump's
     add("-f", "--frame-size", type=int, default=2048, help="bytes per frame: 2048 or 4096")
     add("--ring-size", type=int, default=2048,
         help="packets of a queue that wait to be read (2048)")  # fmt: skip

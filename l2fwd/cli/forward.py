@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 
 from l2fwd.cli import options
 from l2fwd.cli.options import (
+    add_bind_options,
     add_memory_options,
-    add_prefer_busy_poll,
+    add_mode_options,
+    add_report_options,
+    add_sleep_options,
     check_times,
     refuse,
     run_path,
@@ -45,28 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flow-rate", type=int, default=50_000,
         help="hybrid: flows a queue's worker may insert a second (50000)")  # fmt: skip
     add("--one-way", action="store_true", help="only from IN to OUT")
-    add("-q", "--queues", default="all", help="queue ids, as 0,2 or 0-3, or all (default)")
+    add("-q", "--queues", "--queue", default="all",
+        help="queue ids, as 0,2 or 0-3, or all (default)")  # fmt: skip
     add("--cpus", help="CPU of each queue's worker, as 1,2 (default: any)")
-    add("-m", "--mode", default="auto", help="auto (default), native, skb or offload")
+    add_mode_options(parser, "-m")
     add("--strict", action="store_true", help="fail rather than fall back")
     add("--pin", metavar="DIR", help="redirect goes on after exit, held by DIR, until unload")
     add("--chain", action="store_true", help="attach by libxdp's dispatcher, beside others")
-    add("--bind", default="auto", help="auto (default), copy or zero-copy")
+    add("--force", action="store_true", help="remove another XDP program from the link")
+    add_bind_options(parser)
     add("-b", "--batch-size", type=int, help="packets per burst (64, or the ring size if less)")
     add("--frames", type=int, help="frames per worker (4 x ring size)")
     add("--headroom", type=int, default=0, help="bytes kept free before each packet (0)")
     add_memory_options(parser)
     add("--ring-size", type=int, default=DEFAULT_RING_SIZE, help="slots per ring (2048)")
-    add("--busy-poll", action="store_true", help="never sleep: a whole CPU per queue")
-    add_prefer_busy_poll(parser)
+    add_sleep_options(parser)
     add("--need-wakeup", action=argparse.BooleanOptionalAction, default=True,
         help="let the driver say when it needs a system call")  # fmt: skip
     add("--set-dst-mac", metavar="MAC", help="write this destination to frames sent on OUT")
     add("--swap-mac", action="store_true", help="swap source and destination MAC")
-    add("-d", "--duration", type=float, help="seconds to run (default: until stopped)")
-    add("-n", "--interval", type=float, default=1.0, help="seconds between reports, 0 for none")
-    add("--json", action="store_true", help="one JSON object per line")
-    add("--quiet", action="store_true", help="no reports, only what is obtained and the summary")
+    add_report_options(parser)
 
 
 SOCKETS_ONLY = {**options.SOCKETS_ONLY, "headroom": 0, "policy": None}
@@ -107,6 +108,7 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         ),
         one_way=args.one_way,
         chain=args.chain,
+        force=args.force,
         pin=args.pin,
         **socket_settings(args, 4),
         rewrite=Rewrite(

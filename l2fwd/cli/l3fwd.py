@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-path", default="afxdp",
         help="afxdp (default), redirect (the kernel's FIB is asked for each packet) or "
         "hybrid")  # fmt: skip
-    add_socket_options(parser)
+    add_socket_options(parser, "frames per queue, for all links (2 x ring size x links)")
     add_report_options(parser)
 
 
@@ -46,6 +46,7 @@ def config_from(args: argparse.Namespace) -> ForwardConfig:
         out_link=names[-1],  # alone, a router on a stick
         more_links=names[1:-1],
         routed=True,
+        force=args.force,
         data_path=args.data_path,
         **socket_settings(args, 2 * len(names)),
     )

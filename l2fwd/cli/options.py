@@ -32,32 +32,50 @@ def add_links(parser: argparse.ArgumentParser) -> None:
         help="the same; may be repeated")  # fmt: skip
 
 
-def add_socket_options(parser: argparse.ArgumentParser) -> None:
-    """Add how programs are attached, and sockets made."""
-    add = parser.add_argument
-    add("-q", "--queues", "--queue", default="all",
-        help="queue ids, as 0,2 or 0-3, or all (default)")  # fmt: skip
-    add("--cpus", help="CPU of each worker, queue by queue of each link (default: any)")
+def add_mode_options(parser: argparse.ArgumentParser, *short: str) -> None:
+    """Add where the program runs; ``short`` is a letter for --mode."""
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--mode", default="auto", help="auto (default), native, skb or offload")
+    mode.add_argument(*short, "--mode", default="auto",
+        help="auto (default), native, skb or offload")  # fmt: skip
     for letter, name, value in (("S", "skb", "skb"), ("N", "native", "native")):
         mode.add_argument(f"-{letter}", f"--xdp-{name}", dest="mode", action="store_const",
             const=value, help=f"--mode {value}")  # fmt: skip
+
+
+def add_bind_options(parser: argparse.ArgumentParser, copy_letter: str = "-c") -> None:
+    """Add how frames reach user space; ``copy_letter`` is empty where it means something else."""
     bind = parser.add_mutually_exclusive_group()
     bind.add_argument("--bind", default="auto", help="auto (default), copy or zero-copy")
-    for letter, value in (("c", "copy"), ("z", "zero-copy")):
-        bind.add_argument(f"-{letter}", f"--{value}", dest="bind", action="store_const",
-            const=value, help=f"--bind {value}")  # fmt: skip
+    for letter, value in ((copy_letter, "copy"), ("-z", "zero-copy")):
+        bind.add_argument(*filter(None, [letter]), f"--{value}", dest="bind",
+            action="store_const", const=value, help=f"--bind {value}")  # fmt: skip
+
+
+def add_sleep_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a worker does while nothing comes."""
     sleep = parser.add_mutually_exclusive_group()
     sleep.add_argument("-p", "--poll", dest="busy_poll", action="store_false", default=False,
         help="sleep while there is nothing to do (default)")  # fmt: skip
     sleep.add_argument("--busy-poll", action="store_true",
-        help="never sleep: a whole CPU for each socket")  # fmt: skip
+        help="never sleep: a whole CPU for each worker")  # fmt: skip
     add_prefer_busy_poll(parser, "-B")
+
+
+def add_socket_options(
+    parser: argparse.ArgumentParser, frames: str = "frames per socket (2 x ring size)"
+) -> None:
+    """Add how programs are attached, and sockets made; ``frames`` tells what --frames is."""
+    add = parser.add_argument
+    add("-q", "--queues", "--queue", default="all",
+        help="queue ids, as 0,2 or 0-3, or all (default)")  # fmt: skip
+    add("--cpus", help="CPU of each worker, queue by queue of each link (default: any)")
+    add_mode_options(parser)
+    add_bind_options(parser)
+    add_sleep_options(parser)
     add("-m", "--no-need-wakeup", dest="need_wakeup", action="store_false",
         help="do not let the driver say when it needs a system call")  # fmt: skip
     add("-b", "--batch-size", type=int, help="packets per burst (64, or the ring size if less)")
-    add("--frames", type=int, help="frames per socket (2 x ring size)")
+    add("--frames", type=int, help=frames)
     add("--ring-size", type=int, default=DEFAULT_RING_SIZE, help="slots per ring (2048)")
     add_memory_options(parser)
     add("--strict", action="store_true", help="fail rather than fall back")
@@ -104,7 +122,7 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Add how long to run, and what to print."""
     add = parser.add_argument
     add("-d", "--duration", type=float, help="seconds to run (default: until stopped)")
-    add("-n", "--interval", type=float, default=1.0, help="seconds between reports, 0 for none")
+    add("-n", "--interval", type=float, default=1.0, help="seconds between reports (1), 0 for none")
     add("-x", "--extra-stats", action="store_true", help="every reason of a drop, by socket")
     add("-a", "--app-stats", action="store_true", help="system calls and sleeps, by socket")
     add("--json", action="store_true", help="one JSON object per line")

@@ -146,7 +146,8 @@ class Side:
         remedy = (
             "stop that engine first"
             if found.is_ours
-            else f"detach it (ip link set {self.name} xdp off) or share the link with --chain"
+            else f"detach it (ip link set {self.name} xdp off), remove it by --force, or share the "
+            "link by forward --chain"
         )
         raise KernelError(errno.EBUSY, "attach to", self.name, f"{found} is there; {remedy}")
 
