@@ -4,6 +4,7 @@ import argparse
 import importlib
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,20 @@ def test_every_verb_is_in_the_readme_and_every_verb_of_it_exists():
     table = README.split("## The command line")[1].split("`VERB --help`")[0]
     named = set(re.findall(r"^\| `(\w+)", table, re.MULTILINE))
     assert named == set(VERBS)
+
+
+def parsed(words):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    importlib.import_module(f"l2fwd.cli.{words[0]}").add_arguments(parser)
+    return parser.parse_args(words[1:])
+
+
+def test_every_line_of_the_readme_is_one_its_verb_understands():
+    table = README.split("## The command line")[1].split("`VERB --help`")[0]
+    lines = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(lines) >= len(VERBS)
+    for line in lines:
+        assert parsed(shlex.split(line)), line
 
 
 def test_every_option_in_the_readme_exists():
