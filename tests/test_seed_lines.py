@@ -68,6 +68,7 @@ char LICENSE[] SEC("license") = "GPL";
         ("-Slq0 -ibr1", "macswap", "-S -q0 -ibr1"),
         ("-rpcxai br1 -d 1", "rxdrop", "-p -c -x -a -i br1 -d 1 -q 0"),
         ("-tmf 4096 -i br1 -q 0", "txonly", "-m -f 4096 -i br1 -q 0"),
+        ("-rFu -f 3000 -i br1 -q 0", "rxdrop", "-F -u -f 3000 -i br1 -q 0"),
         ("-Sf -i br1 -q 0", "l3fwd", "-S -i br1 -q 0"),
         ("--l3fwd -i br1 -f 4096 -q 0", "l3fwd", "-i br1 -f 4096 -q 0"),
     ],
@@ -121,8 +122,6 @@ def test_what_is_nobodys_line_is_left_alone(line):
         ("-i br1 -R", "setpriv"),
         ("-i br1 -O 3", "-O"),
         ("-i br1 -M", "UMEM"),
-        ("-i br1 --unaligned", "--frame-size"),
-        ("-i br1 -F", "MTU"),
     ],
 )
 def test_what_we_have_not_is_named_with_what_to_do(line, said):

@@ -57,8 +57,6 @@ _XDPSOCK_REFUSED: Final = {
     ("-R", "--reduce-cap"): "run it under setpriv --bounding-set",
     ("-O", "--retries"): "leave it out, a worker never waits for a ring",
     ("-M", "--shared-umem"): "leave it out, each queue has a UMEM of its own",
-    ("-u", "--unaligned"): "use --frame-size 2048 or 4096",
-    ("-F", "--frags"): "lower the MTU or use --frame-size 4096, a packet must fit a frame",
 }
 
 
