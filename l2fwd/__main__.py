@@ -72,7 +72,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     parser = Parser(prog=f"l2fwd {verb}", description=module.HELP, allow_abbrev=False)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what libbpf says")
     module.add_arguments(parser)
-    args = parser.parse_args(arguments)
+    args = _parse(parser, arguments)
 
     if args.verbose:
         import logging
@@ -86,6 +86,13 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         print(f"l2fwd {verb}: not built here ({error}); run make build", file=sys.stderr)
         return 1
     return code
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Parse; links that are any number may stand before, between and behind options."""
+    if any(action.nargs == "*" and not action.option_strings for action in parser._actions):
+        return parser.parse_intermixed_args(arguments)
+    return parser.parse_args(arguments)
 
 
 def _top_parser() -> Parser:

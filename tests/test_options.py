@@ -70,6 +70,17 @@ def test_what_is_asked_for_by_socket_is_in_the_summary_of_a_quiet_run(bed, data_
     assert "queue -1" not in out
 
 
+@pytest.mark.parametrize("verb", ["macswap", "l3fwd"])
+def test_links_may_stand_between_options(bed, verb):
+    done = subprocess.run(
+        ["nsenter", f"--net=/run/netns/{bed.fwd}", sys.executable, "-m", "l2fwd", verb,
+         "f0", "--duration", "0.1", "nosuch", "-Q"],
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "unrecognized" not in done.stderr
+
+
 def test_force_removes_another_program(bed, put_foreign_program):
     put_foreign_program(bed, "f0")
     assert "removed XDP program foreign" in run_plain(bed, "--force").stderr
