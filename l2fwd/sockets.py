@@ -457,7 +457,7 @@ class XdpSocket:
             return self._send(len(rows), partial(self.channel.send_rows, rows, sizes), timeout)
         if lengths is not None:
             raise ConfigError("lengths are for an array of packets; a list has its own")
-        listed = packets if type(packets) is list else list(packets)
+        listed = packets if type(packets) is list else [packets[i] for i in range(len(packets))]
         return self._send(len(listed), partial(self.channel.send_bytes, listed), timeout)
 
     def send_frames(self, addrs: "NDArray[np.uint64]", lengths: "NDArray[np.uint32]") -> int:
