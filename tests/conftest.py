@@ -232,8 +232,8 @@ def forward(request):
     """Start forwarders in a bed and wait until they are ready; none outlives the test."""
     running = []
 
-    def start(bed, *arguments, links=(), ready=True, **settings):
-        links = links or (bed.in_link, bed.out_link)
+    def start(bed, *arguments, links=None, ready=True, **settings):
+        links = (bed.in_link, bed.out_link) if links is None else links
         forwarder = Forwarder(bed.fwd, *links, "--json", *arguments, **settings)
         running.append(forwarder)
         if ready:
