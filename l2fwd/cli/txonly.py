@@ -8,6 +8,7 @@ from l2fwd.errors import ConfigError
 from l2fwd.traffic import MAX_STREAM, Traffic
 from l2fwd.words import parse_any_mac, parse_mac
 
+BATCH_SIZE = 256  # by default: nobody waits for the first of them, and system calls are fewer
 HELP = "Make UDP packets and send them: how fast can this host send, and what does the next lose?"
 
 
@@ -93,6 +94,8 @@ def _parse_pattern(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     traffic = traffic_of(args)
+    if args.batch_size is None and traffic.cycle_us is None:
+        args.batch_size = min(BATCH_SIZE, args.ring_size)
     config = tool_config(args, sends_only=True)
 
     from l2fwd.datapath.generate import GeneratorPath
