@@ -74,7 +74,8 @@ def add_socket_options(
     add_sleep_options(parser)
     add("-m", "--no-need-wakeup", dest="need_wakeup", action="store_false",
         help="do not let the driver say when it needs a system call")  # fmt: skip
-    add("-b", "--batch-size", type=int, help="packets per burst (64, txonly 256, or the ring size if less)")
+    add("-b", "--batch-size", type=int,
+        help="packets per burst (64, txonly 256, or the ring size if less)")  # fmt: skip
     add("--frames", type=int, help=frames)
     add("--ring-size", type=int, default=DEFAULT_RING_SIZE, help="slots per ring (2048)")
     add_memory_options(parser)
