@@ -38,7 +38,7 @@ lint: build                  ## style and types
 bench: build                 ## ratios against the C reference and the peers found
 	$(BIN)/python bench/bench_rings.py && $(BIN)/python bench/bench_classify.py && \
 	$(SUDO) $(BIN)/python bench/bench_programs.py && $(SUDO) $(BIN)/python bench/bench_paths.py && \
-	$(SUDO) $(BIN)/python bench/bench_forward.py && \
+	$(SUDO) $(BIN)/python bench/bench_forward.py && $(SUDO) $(BIN)/python bench/bench_tools.py && \
 	$(SUDO) $(BIN)/python bench/bench_library.py --output bench/results/library.json && \
 	$(SUDO) $(BIN)/python bench/picture.py bench/results/library.json
 

@@ -96,3 +96,12 @@ def test_the_picture_shows_what_the_library_bench_wrote(tmp_path):
     source.write_text(json.dumps({"cases": cases, "rounds": 1}))
     subprocess.run([sys.executable, BENCH / "picture.py", source], check=True, timeout=60)
     assert source.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.privileged
+def test_the_bench_of_the_tools_ends_with_a_rate_per_tool_mode_and_size():
+    result = last_object("bench_tools.py")
+    assert set(result["tools"]) == {"rxdrop", "txonly", "macswap"}
+    for modes in result["tools"].values():
+        for sizes in modes.values():
+            assert all(figures["pps"] > 0 for figures in sizes.values())
