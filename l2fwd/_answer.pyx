@@ -4,8 +4,8 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy
 
 from l2fwd._rings cimport (
-    PLACE_TX, PLACE_USER, PortState, frame_move, pool_give, reclaim, refill, ring_peek,
-    ring_release, ring_reserve, ring_submit, rx_slot, take_packet, tx_slot,
+    PLACE_TX, PLACE_USER, PortState, frame_move, pool_give, reclaim, refill, ring_reserve,
+    rx_peek, rx_release, rx_slot, take_packet, tx_slot, tx_submit,
 )
 from l2fwd._worker cimport Job, WorkerState, kick_port
 from l2fwd._xdp cimport xdp_desc
@@ -63,8 +63,7 @@ cdef uint32_t answer_burst(WorkerState* worker, int* error) noexcept nogil:
     cdef xdp_desc desc
 
     reclaim(port)
-    # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
-    received = ring_peek(&port.rx, min(worker.batch_size, port.rx_lent), &first)
+    received = rx_peek(port, worker.batch_size, &first)
     room = ring_reserve(&port.tx, received, &tx_first)
     for i in range(received):
         if not take_packet(port, rx_slot(&port.rx, first + i), &desc):
@@ -83,10 +82,8 @@ cdef uint32_t answer_burst(WorkerState* worker, int* error) noexcept nogil:
         port.counters.tx_bytes += length
         state.answered[kind] += 1
         sent += 1
-    ring_submit(&port.tx, sent)
-    port.tx_lent += sent
-    ring_release(&port.rx, received)
-    port.rx_lent -= received
+    tx_submit(port, sent)
+    rx_release(port, received)
     refill(port)
 
     port.counters.tx_packets += sent

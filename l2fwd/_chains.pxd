@@ -31,5 +31,4 @@ cdef uint32_t next_length(PortState* port) noexcept nogil
 cdef void take_chains(PortState* port, uint32_t most, Chains* chains) noexcept nogil
 cdef bint send_chain(PortState* port, xdp_desc* descs, uint32_t count,
                      uint32_t* queued) noexcept nogil
-cdef void submit_chains(PortState* port, uint32_t queued) noexcept nogil
 cdef void give_chain(FramePool* pool, const xdp_desc* descs, uint32_t count) noexcept nogil

@@ -8,8 +8,8 @@ from libc.stdint cimport uint32_t
 
 from l2fwd._rings cimport (
     ETHERNET_HEADER_BYTES, PLACE_RX, PLACE_TX, PLACE_USER, FramePool, PortState, flat_addr,
-    fragment_is_usable, frame_move, frame_start, lose_frame, pool_give, ring_peek, ring_release,
-    ring_reserve, ring_submit, rx_slot, tx_slot,
+    fragment_is_usable, frame_move, frame_start, lose_frame, pool_give, ring_reserve, rx_peek,
+    rx_release, rx_slot, tx_slot,
 )
 from l2fwd._xdp cimport XDP_PKT_CONTD, unlikely, xdp_desc
 
@@ -33,8 +33,7 @@ cdef uint32_t next_length(PortState* port) noexcept nogil:
     cdef xdp_desc descs[MAX_FRAGMENTS]
     cdef uint32_t first = 0
     cdef uint32_t length = 0
-    cdef uint32_t most = min(port.rx_lent, <uint32_t>MAX_FRAGMENTS)
-    cdef uint32_t available = ring_peek(&port.rx, most, &first)
+    cdef uint32_t available = rx_peek(port, MAX_FRAGMENTS, &first)
     cdef uint32_t count = copy_chain(port, first, available, descs)
     cdef uint32_t i
     if count and chain_is_usable(port, descs, count):
@@ -82,8 +81,7 @@ cdef void take_chains(PortState* port, uint32_t most, Chains* chains) noexcept n
     cdef uint32_t taken = 0
     cdef uint32_t kept = 0
     cdef uint32_t available, count
-    # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
-    available = ring_peek(&port.rx, min(port.rx_lent, <uint32_t>MAX_CHAIN_DESCS), &first)
+    available = rx_peek(port, MAX_CHAIN_DESCS, &first)
     chains.count = 0
     chains.starts[0] = 0
     most = min(most, <uint32_t>MAX_CHAINS)
@@ -102,8 +100,7 @@ cdef void take_chains(PortState* port, uint32_t most, Chains* chains) noexcept n
         kept += count
         chains.count += 1
         chains.starts[chains.count] = kept
-    ring_release(&port.rx, taken)
-    port.rx_lent -= taken
+    rx_release(port, taken)
 
 
 cdef bint send_chain(PortState* port, xdp_desc* descs, uint32_t count,
@@ -129,12 +126,6 @@ cdef bint send_chain(PortState* port, xdp_desc* descs, uint32_t count,
     port.counters.tx_packets += 1
     queued[0] += count
     return True
-
-
-cdef void submit_chains(PortState* port, uint32_t queued) noexcept nogil:
-    """Hand the ``queued`` descriptors of ``send_chain`` to the kernel."""
-    ring_submit(&port.tx, queued)
-    port.tx_lent += queued
 
 
 cdef void give_chain(FramePool* pool, const xdp_desc* descs, uint32_t count) noexcept nogil:

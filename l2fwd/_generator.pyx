@@ -11,7 +11,7 @@ from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, clockid_
 
 from l2fwd._rings cimport (
     PLACE_POOL, PLACE_TX, FramePool, PortState, ProducerRing, frame_move, reclaim, ring_reserve,
-    ring_submit, tx_slot,
+    tx_slot, tx_submit,
 )
 from l2fwd._worker cimport Job, WorkerState, is_stopping, kick_port
 from l2fwd._xdp cimport RELAXED, atomic_load, atomic_store, xdp_desc
@@ -215,8 +215,7 @@ cdef uint32_t generate_burst(WorkerState* worker, int* error) noexcept nogil:
     count = packets_due(state, worker, &first)
     if count:
         put_packets(state, port, first, count)
-        ring_submit(&port.tx, count)
-        port.tx_lent += count
+        tx_submit(port, count)
         port.counters.generated_packets += count
         port.counters.tx_packets += count
         port.counters.tx_bytes += <uint64_t>count * state.length

@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from l2fwd._chains cimport Chains, chain_at, chain_size, give_chain, take_chains
 from l2fwd._rings cimport (
-    PLACE_USER, PortState, pool_give, refill, ring_peek, ring_release, rx_slot, take_packet,
+    PLACE_USER, PortState, pool_give, refill, rx_peek, rx_release, rx_slot, take_packet,
 )
 from l2fwd._worker cimport Job, WorkerState
 from l2fwd._xdp cimport xdp_desc
@@ -19,14 +19,12 @@ cdef uint32_t drop_burst(WorkerState* worker, int* error) noexcept nogil:
     cdef xdp_desc desc
     if not port.is_plain:
         return drop_chains(worker, port)
-    # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
-    received = ring_peek(&port.rx, min(worker.batch_size, port.rx_lent), &first)
+    received = rx_peek(port, worker.batch_size, &first)
     for i in range(received):
         if take_packet(port, rx_slot(&port.rx, first + i), &desc):
             pool_give(port.pool, desc.addr, PLACE_USER)
             usable += 1
-    ring_release(&port.rx, received)
-    port.rx_lent -= received
+    rx_release(port, received)
     port.counters.consumed_packets += usable
     refill(port)
     return received

@@ -177,6 +177,24 @@ cdef inline void ring_release(ConsumerRing* end, uint32_t count) noexcept nogil:
     atomic_store(ring.consumer, ring.cached_consumer, RELEASE)
 
 
+cdef inline uint32_t rx_peek(PortState* port, uint32_t count, uint32_t* index) noexcept nogil:
+    """Find up to ``count`` received descriptors; ``index`` gets the first."""
+    # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
+    return ring_peek(&port.rx, min(count, port.rx_lent), index)
+
+
+cdef inline void rx_release(PortState* port, uint32_t count) noexcept nogil:
+    """Give ``count`` read descriptors back; their frames are ours."""
+    ring_release(&port.rx, count)
+    port.rx_lent -= count
+
+
+cdef inline void tx_submit(PortState* port, uint32_t count) noexcept nogil:
+    """Hand ``count`` written descriptors, and their frames, to the kernel."""
+    ring_submit(&port.tx, count)
+    port.tx_lent += count
+
+
 cdef inline uint32_t ring_pending(const Ring* ring) noexcept nogil:
     """Count slots between the two shared indices; the other end may move meanwhile."""
     return atomic_load(ring.producer, ACQUIRE) - atomic_load(ring.consumer, ACQUIRE)

@@ -18,12 +18,12 @@ from libc.string cimport memcpy, memset
 
 from l2fwd._chains cimport (
     MAX_FRAGMENTS, Chains, chain_at, chain_size, give_chain, next_length, send_chain,
-    submit_chains, take_chains,
+    take_chains,
 )
 from l2fwd._rings cimport (
     ETHERNET_HEADER_BYTES, PLACE_POOL, PLACE_TX, PLACE_USER, FramePool, Memory, Port, PortState,
-    frame_move, packet_is_usable, pool_give, reclaim, refill, ring_needs_wakeup, ring_peek,
-    ring_release, ring_reserve, ring_submit, rx_slot, take_packet, tx_slot,
+    frame_move, packet_is_usable, pool_give, reclaim, refill, ring_needs_wakeup,
+    ring_reserve, rx_peek, rx_release, rx_slot, take_packet, tx_slot, tx_submit,
 )
 from l2fwd._worker cimport kick_tx, socket_error
 from l2fwd._xdp cimport L2FWD_DEBUG, POLLIN, POLLOUT, pollfd, ppoll, timespec, xdp_desc
@@ -160,7 +160,7 @@ cdef class Channel(Port):
         cdef uint32_t received, i
         cdef xdp_desc desc
         self._enter()
-        received = ring_peek(&port.rx, min(<uint32_t>addrs.shape[0], port.rx_lent), &first)
+        received = rx_peek(port, <uint32_t>addrs.shape[0], &first)
         for i in range(received):
             if take_packet(port, rx_slot(&port.rx, first + i), &desc):
                 addrs[count], lengths[count] = desc.addr, desc.len
@@ -181,7 +181,7 @@ cdef class Channel(Port):
         self._enter()
         if not port.is_plain:
             return self._receive_whole(most)
-        received = ring_peek(&port.rx, min(most, port.rx_lent), &first)
+        received = rx_peek(port, most, &first)
         for i in range(received):
             if take_packet(port, rx_slot(&port.rx, first + i), &desc):
                 data = <char*>port.pool.data + desc.addr
@@ -201,7 +201,7 @@ cdef class Channel(Port):
         if not port.is_plain:
             whole = self._receive_whole(1)
             return whole[0] if whole else None
-        while packet is None and ring_peek(&port.rx, min(<uint32_t>1, port.rx_lent), &first):
+        while packet is None and rx_peek(port, 1, &first):
             if take_packet(port, rx_slot(&port.rx, first), &desc):
                 packet = PyBytes_FromStringAndSize(<char*>port.pool.data + desc.addr, desc.len)
                 pool_give(port.pool, desc.addr, PLACE_USER)
@@ -223,7 +223,7 @@ cdef class Channel(Port):
         self._enter()
         if not port.is_plain:
             return self._receive_whole_into(buffer)
-        while ring_peek(&port.rx, min(<uint32_t>1, port.rx_lent), &first):
+        while rx_peek(port, 1, &first):
             slot = rx_slot(&port.rx, first)
             desc = slot[0]
             if packet_is_usable(port.pool, &desc) and desc.len > <size_t>buffer.shape[0]:
@@ -271,8 +271,7 @@ cdef class Channel(Port):
 
     cdef void _received(self, uint32_t count) noexcept:
         cdef PortState* port = &self.state
-        ring_release(&port.rx, count)
-        port.rx_lent -= count
+        rx_release(port, count)
         top_up(port)
 
     def recycle(self, const uint64_t[::1] addrs not None):
@@ -448,7 +447,7 @@ cdef class Channel(Port):
                     packets[first + sent], first + sent, &queued):
                 sent += 1
         finally:
-            submit_chains(&self.state, queued)
+            tx_submit(&self.state, queued)
             if queued:
                 self._kick()
         return sent
@@ -496,8 +495,7 @@ cdef class Channel(Port):
     cdef int _submit(self, uint32_t count) except -1:
         if count == 0:
             return 0
-        ring_submit(&self.state.tx, count)
-        self.state.tx_lent += count
+        tx_submit(&self.state, count)
         self.state.counters.tx_packets += count
         return self._kick()
 

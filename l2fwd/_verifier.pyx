@@ -10,7 +10,7 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from l2fwd._rings cimport (
-    PLACE_USER, PortState, pool_give, refill, ring_peek, ring_release, rx_slot, take_packet,
+    PLACE_USER, PortState, pool_give, refill, rx_peek, rx_release, rx_slot, take_packet,
 )
 from l2fwd._worker cimport Job, WorkerState
 from l2fwd._xdp cimport unlikely, xdp_desc
@@ -253,8 +253,7 @@ cdef uint32_t verify_burst(WorkerState* worker, int* error) noexcept nogil:
     cdef uint32_t received, i
     cdef xdp_desc desc
     cdef timespec time
-    # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
-    received = ring_peek(&port.rx, min(worker.batch_size, port.rx_lent), &first)
+    received = rx_peek(port, worker.batch_size, &first)
     if received:
         clock_gettime(CLOCK_MONOTONIC, &time)
     for i in range(received):
@@ -263,8 +262,7 @@ cdef uint32_t verify_burst(WorkerState* worker, int* error) noexcept nogil:
                           <int64_t>time.tv_sec * 1000000000 + time.tv_nsec)
             pool_give(port.pool, desc.addr, PLACE_USER)
             usable += 1
-    ring_release(&port.rx, received)
-    port.rx_lent -= received
+    rx_release(port, received)
     port.counters.consumed_packets += usable
     refill(port)
     return received

@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 from posix.unistd cimport usleep
 
 from l2fwd._chains cimport (
-    Chains, chain_at, chain_size, give_chain, send_chain, submit_chains, take_chains,
+    Chains, chain_at, chain_size, give_chain, send_chain, take_chains,
 )
 from l2fwd._classify cimport (
     CHANGE_DEC_TTL, MAX_BURST, VERDICT_DROP, VERDICT_OUT, VERDICT_PASS, Classifier, Packet, Table,
@@ -25,8 +25,8 @@ from l2fwd._decide cimport (
 from l2fwd._rings cimport (
     PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState, ProducerRing,
     frame_move, frame_start, lose_frame, packet_is_usable, pool_give, reclaim, refill,
-    ring_needs_wakeup, ring_peek, ring_pending, ring_release, ring_reserve, ring_submit, rx_slot,
-    take_packet, tx_slot,
+    ring_needs_wakeup, ring_pending, ring_reserve, rx_peek, rx_release, rx_slot, take_packet,
+    tx_slot, tx_submit,
 )
 from l2fwd._xdp cimport (
     IN_ORDER, POLLIN, POLLOUT, RELAXED, RELEASE, SO_ERROR, SOL_SOCKET, atomic_load,
@@ -76,8 +76,7 @@ cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewri
     cdef xdp_desc desc
 
     reclaim(dst)
-    # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
-    received = ring_peek(&src.rx, min(batch_size, src.rx_lent), &rx_first)
+    received = rx_peek(src, batch_size, &rx_first)
     if received == 0:
         refill(src)             # the pool was empty when its last packet came
         return 0
@@ -103,10 +102,8 @@ cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewri
         sent += 1
 
     src.pool[0] = pool
-    ring_submit(&dst.tx, sent)
-    dst.tx_lent += sent
-    ring_release(&src.rx, received)
-    src.rx_lent -= received
+    tx_submit(dst, sent)
+    rx_release(src, received)
     refill(src)
 
     src.counters.rx_packets += received
@@ -132,7 +129,7 @@ cdef uint32_t forward_chains(PortState* src, PortState* dst, const Rewrite* rewr
             rewrite_packet(src.pool.data + chain_at(&chains, i).addr, rewrite)
         if not send_chain(dst, chain_at(&chains, i), chain_size(&chains, i), &queued):
             give_chain(src.pool, chain_at(&chains, i), chain_size(&chains, i))
-    submit_chains(dst, queued)
+    tx_submit(dst, queued)
     refill(src)
     return <uint32_t>(src.counters.rx_packets - before)
 
@@ -154,8 +151,7 @@ cdef uint32_t take_burst(WorkerState* worker, uint32_t place, xdp_desc* descs) n
     cdef uint32_t usable = 0
     cdef uint32_t received, i
     cdef xdp_desc desc
-    # At most what we lent: a kernel that repeats a frame cannot overfill the pool.
-    received = ring_peek(&src.rx, min(worker.batch_size, src.rx_lent, <uint32_t>MAX_BURST), &first)
+    received = rx_peek(src, min(worker.batch_size, <uint32_t>MAX_BURST), &first)
     for i in range(received):
         if not take_packet(src, rx_slot(&src.rx, first + i), &desc):
             continue
@@ -164,8 +160,7 @@ cdef uint32_t take_burst(WorkerState* worker, uint32_t place, xdp_desc* descs) n
         usable += 1
     if usable and worker.progress[place].done != NULL:
         worker.progress[place].seen = packet_number(src.pool, &descs[usable - 1])
-    ring_release(&src.rx, received)
-    src.rx_lent -= received
+    rx_release(src, received)
     return usable
 
 
@@ -273,8 +268,7 @@ cdef uint32_t decide_burst(WorkerState* worker, uint32_t place) noexcept nogil:
         if not act(worker, place, i, &descs[i], queued):
             pool_give(src.pool, descs[i].addr, PLACE_USER)
     for i in range(worker.port_count):
-        ring_submit(&worker.ports[i].tx, queued[i])
-        worker.ports[i].tx_lent += queued[i]
+        tx_submit(worker.ports[i], queued[i])
         worker.ports[i].counters.tx_packets += queued[i]
     refill(src)
     return <uint32_t>(src.counters.rx_packets - before)
@@ -325,7 +319,7 @@ cdef uint32_t decide_chains(WorkerState* worker, uint32_t place) noexcept nogil:
         if not act_on_chain(worker, place, i, &chains, queued):
             give_chain(src.pool, chain_at(&chains, i), chain_size(&chains, i))
     for i in range(worker.port_count):
-        submit_chains(worker.ports[i], queued[i])
+        tx_submit(worker.ports[i], queued[i])
     refill(src)
     return <uint32_t>(src.counters.rx_packets - before)
 
