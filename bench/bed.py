@@ -1,97 +1,268 @@
-"""The lab as a bench: frames made in the kernel, forwarded by one engine, counted at the sink.
+"""The bed: a generator, the engine under test, and a sink, on veths or on NICs.
 
 The generator has CPU 0 and offers several times what an engine carries, so the engine, on
-CPU 1, is the limit.  The sink has GRO off and drops in the stack: an XDP program there would
-copy every frame that AF_XDP sent (veth_convert_skb_to_xdp_buff).  For engines in the kernel
-it has one, as a veth takes redirected frames by its NAPI only; that runs on the engine's CPU.
+CPU 1, is the limit.  What is offered and what is delivered is read at the wire's ends, from the
+links' own counters, never from an engine.
+
+=========  ================================  ==================================
+hairpin    generator and sink are one link   engine sends back where it receives
+two ports  generator - IN                    OUT - sink
+=========  ================================  ==================================
+
+Two NICs cabled to each other make a hairpin: the engine is on IN, the far end is OUT.
 """
 
 import os
-import shutil
-import socket
-import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final, NamedTuple
 
+from bench.traffic import GENERATOR_CPU, Generator, Load, Sink
 from l2fwd import ethtool, link
-from l2fwd._bpf import test_run
-from l2fwd.bpf import Attachment, Program
-from l2fwd.config import AttachMode
-from l2fwd.lab import Bed, Forwarder
+from l2fwd.errors import RunError
+from l2fwd.lab import Bed, NicBed
 
-GENERATOR_CPU: Final = 0
-ENGINE_CPU: Final = 1
-_LIVE_FRAMES: Final = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
-_FRAMES_PER_RUN: Final = 1 << 24  # a run costs 20 ms to set up
-_FRAMES_PER_BATCH: Final = 256  # TEST_XDP_MAX_BATCH
-_HEADER: Final = bytes.fromhex("02 00 00 01 01 02  02 00 00 01 01 01  88 b5")  # experimental
-_UDP: Final = (
-    bytes.fromhex("020000000002 020000000001 0800")
-    + bytes.fromhex("45000032 00000000 40110000 0a4d0001 0a4d0002")
-    + bytes.fromhex("04000009 001e0000")
-)
-_FLOW_SECONDS: Final = 20.0  # testpmd takes a few to start
+ENGINE_CPU: Final = min(1, (os.cpu_count() or 1) - 1)
 WARM_UP_SECONDS: Final = 0.3
-_STOP_SECONDS: Final = 5.0
+_FLOW_SECONDS: Final = 20.0  # testpmd takes a few to start
 _PRIORITY: Final = -20  # the highest of nice(1)
 _LOOK_SECONDS: Final = 0.5
 _QUIET_CPUS: Final = 0.1
+_DISTURBED: Final = 0.03  # of the time that a pinned thread wanted its CPU and did not get it
+_CARRIER_SECONDS: Final = 10.0
 
 
-Engine = AbstractContextManager[None]
+class Place(NamedTuple):
+    """A link, and the namespace it is in."""
+
+    netns: str
+    ifname: str
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """An engine at work.
+
+    Attributes
+    ----------
+    pid : int
+        Of its process; 0: it is in the kernel.
+    """
+
+    pid: int = 0
+
+
+Engine = Callable[["BenchBed"], AbstractContextManager[Running]]
+
+
+@dataclass(slots=True)
+class BenchBed:
+    """Where frames are made, go into the engine, come out of it, and are counted.
+
+    Attributes
+    ----------
+    source, entry, exit, target : Place
+        In a hairpin ``exit`` is ``entry``, and ``target`` is ``source``.
+    generator : Generator
+        On ``source``.
+    sink : Sink or None
+        On ``target``, if that is a program; else its host stack forgets what comes.
+    queues : int
+    is_veth : bool
+    """
+
+    source: Place
+    entry: Place
+    exit: Place
+    target: Place
+    generator: Generator
+    sink: Sink | None
+    queues: int
+    is_veth: bool
+
+    @property
+    def is_hairpin(self) -> bool:
+        return self.entry == self.exit
+
+    def offered(self) -> int:
+        """Return the frames put on the engine's wire so far."""
+        if self.is_veth:  # its sender counts nothing that came as an XDP frame
+            return received(*self.entry)
+        return sent(*self.source)
+
+    def delivered(self) -> int:
+        """Return the frames that came out at the far end so far."""
+        return self.sink.seen().packets if self.sink else received(*self.target)
 
 
 @contextmanager
-def bench_bed(*, in_kernel: bool = False) -> Iterator[Bed]:
-    """Make the lab, with a sink that costs the engine little."""
-    with ExitStack() as undo:
-        bed = undo.enter_context(Bed(f"l2fwd-bench{os.getpid()}"))
-        with link.in_netns(bed.sink):
-            if in_kernel:
-                undo.callback(_drop_all("s0").detach)
-            else:
-                ethtool.set_features("s0", {"generic-receive-offload": False})
-        yield bed
+def bench_bed(
+    *,
+    links: tuple[str, ...] = (),
+    hairpin: bool = False,
+    xdp_sink: bool = True,
+    queues: int = 1,
+    mtu: int = 1500,
+) -> Iterator[BenchBed]:
+    """Make a bed; take it down at the end, and give NICs back.
 
-
-def _drop_all(ifname: str) -> Attachment:
-    program = Program("lab_drop")
-    return program.attach(link.find_link(ifname).ifindex, ifname, AttachMode.NATIVE)
-
-
-def forward_rate(
-    engine: Engine, bed: Bed, size: int, seconds: float, *, packet: str = "raw", flows: int = 0
-) -> float:
-    """Return the frames of ``size`` bytes per second that reach the sink through ``engine``.
-
-    ``packet``: ``raw`` or ``udp``; ``flows``: how many IPv4 sources take turns.
+    Parameters
+    ----------
+    links : tuple of str
+        None: veths; four NICs GEN IN OUT SINK; two, IN OUT, cabled to each other.
+    hairpin : bool
+        Two NICs are nothing else.
+    xdp_sink : bool
+        False: the host stack of the target, GRO off, forgets the frames.  That costs the engine
+        less where it sends over AF_XDP: a veth copies such a frame for a program
+        (veth_convert_skb_to_xdp_buff).  What a program redirects into a veth needs one.
+    queues, mtu : int
     """
-    with engine, generator(bed, size, packet, flows):
-        _wait_for_flow(bed)
-        time.sleep(WARM_UP_SECONDS)
-        began, before = time.monotonic(), _received(bed)
-        time.sleep(seconds)
-        return (_received(bed) - before) / (time.monotonic() - began)
+    name = f"l2fwd-bench{os.getpid()}"
+    with ExitStack() as undo:
+        lab = NicBed(name, links, queues=queues) if links else Bed(name, queues=queues)
+        undo.enter_context(lab)
+        places = _places(lab, hairpin or len(links) == 2)
+        if mtu != 1500:
+            for place in (*places, Place(lab.gen, lab.gen_link), Place(lab.sink, lab.sink_link)):
+                with link.in_netns(place.netns):
+                    undo.callback(_set_mtu, place, link.find_link(place.ifname).mtu)
+                    link.set_mtu(place.ifname, mtu)
+        sink = _sink(undo, places[0], places[3], xdp_sink or bool(links), not links)
+        generator = undo.enter_context(Generator(*places[0]))
+        prefer(generator.pid)
+        for place in places:
+            with link.in_netns(place.netns):
+                link.wait_for_carrier(place.ifname, _CARRIER_SECONDS, lambda: None)
+        yield BenchBed(*places, generator, sink, queues, is_veth=not links)
 
 
-def generator(bed: Bed, size: int, packet: str = "raw", flows: int = 0) -> Engine:
-    """Send frames on g0 while the context lasts."""
-    return _helper(bed.gen, "generate", str(size), packet, str(flows))
+def _places(lab: Bed, hairpin: bool) -> tuple[Place, Place, Place, Place]:
+    source, entry = Place(lab.gen, lab.gen_link), Place(lab.fwd, lab.in_link)
+    if hairpin:
+        return source, entry, entry, source
+    return source, entry, Place(lab.fwd, lab.out_link), Place(lab.sink, lab.sink_link)
 
 
-def udp_packet(size: int) -> bytes:
-    """Return the UDP packet that ``generator`` sends."""
-    return _UDP.ljust(size, b"\0")
+def _set_mtu(place: Place, mtu: int) -> None:
+    with suppress(Exception), link.in_netns(place.netns):  # a veth may be gone by now
+        link.set_mtu(place.ifname, mtu)
 
 
-def place_napi(bed: Bed) -> None:
-    """Have the kernel's side of f0 and s0 run on the engine's CPU, in threads of its own."""
-    for netns, ifname in ((bed.fwd, "f0"), (bed.sink, "s0")):
+def _sink(
+    undo: ExitStack, source: Place, target: Place, by_program: bool, is_veth: bool
+) -> Sink | None:
+    """Have frames counted at the target; a NIC sends live frames only under a program."""
+    if not is_veth and source != target:
+        undo.callback(Sink(*source).close)
+    if by_program:
+        sink = Sink(*target)
+        undo.callback(sink.close)
+        return sink
+    with link.in_netns(target.netns):
+        ethtool.set_features(target.ifname, {"generic-receive-offload": False})
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What went through an engine.
+
+    Attributes
+    ----------
+    offered, delivered : float
+        Frames a second, at the wire's ends.
+    cpu_ns : float
+        CPU time of the engine's process per frame delivered; 0 for one in the kernel.
+    core : float
+        CPU time of that process, of one CPU's.
+    is_disturbed : bool
+        Something else used the CPUs of generator or engine meanwhile.
+    """
+
+    offered: float
+    delivered: float
+    cpu_ns: float
+    core: float
+    is_disturbed: bool
+
+
+def sample(bed: BenchBed, engine: Engine, load: Load, seconds: float) -> Sample:
+    """Start an engine, offer it a load, and watch for so many seconds."""
+    with engine(bed) as running:
+        return offer(bed, running, load, seconds)
+
+
+def offer(bed: BenchBed, running: Running, load: Load, seconds: float) -> Sample:
+    """Offer a load to an engine that runs, and watch for so many seconds."""
+    if bed.sink:
+        bed.sink.look(stamped=load.stamped)
+    bed.generator.start(load)
+    try:
+        wait_for_flow(bed)
+        time.sleep(min(WARM_UP_SECONDS, seconds))
+        return watch(bed, running, seconds)
+    finally:
+        bed.generator.stop()
+
+
+def watch(bed: BenchBed, running: Running, seconds: float) -> Sample:
+    """Read all counters, twice."""
+    pids = [pid for pid in (running.pid, bed.generator.pid) if pid]
+    used, waited = _used_ns(running.pid), sum(map(_waited_ns, pids))
+    began, offered, delivered = time.monotonic(), bed.offered(), bed.delivered()
+    time.sleep(seconds)
+    offered, delivered = bed.offered() - offered, bed.delivered() - delivered
+    elapsed = time.monotonic() - began
+    used = _used_ns(running.pid) - used
+    waited = sum(map(_waited_ns, pids)) - waited
+    return Sample(
+        offered / elapsed, delivered / elapsed, used / max(1, delivered), used / elapsed / 1e9,
+        waited > _DISTURBED * elapsed * 1e9,
+    )  # fmt: skip
+
+
+def wait_for_flow(bed: BenchBed) -> None:
+    """Wait until frames come out.
+
+    Raises
+    ------
+    RunError
+        If none does.
+    """
+    deadline = time.monotonic() + _FLOW_SECONDS
+    before = bed.delivered()
+    while bed.delivered() == before:
+        if time.monotonic() > deadline:
+            raise RunError(f"no frame reached the sink in {_FLOW_SECONDS:g} s")
+        time.sleep(0.01)
+
+
+def _used_ns(pid: int) -> int:
+    """CPU time of all threads of a process; 0 of none."""
+    return sum(fields[0] for fields in _schedstats(pid))
+
+
+def _waited_ns(pid: int) -> int:
+    """Time that the threads of a process were ready and had no CPU."""
+    return sum(fields[1] for fields in _schedstats(pid))
+
+
+def _schedstats(pid: int) -> Iterator[tuple[int, int]]:
+    if pid:
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with suppress(OSError):  # a thread may end meanwhile
+                used, waited, _ = path.read_text().split()
+                yield int(used), int(waited)
+
+
+def place_napi(*places: Place) -> None:
+    """Have the kernel's side of links run on the engine's CPU, in threads of its own."""
+    for netns, ifname in places:
         command = f"echo 1 > /sys/class/net/{ifname}/threaded"
         subprocess.run(["ip", "netns", "exec", netns, "sh", "-c", command], check=True)
         for comm in Path("/proc").glob("[0-9]*/comm"):
@@ -100,6 +271,14 @@ def place_napi(bed: Bed) -> None:
                     thread = int(comm.parent.name)
                     os.sched_setaffinity(thread, {ENGINE_CPU})
                     os.setpriority(os.PRIO_PROCESS, thread, _PRIORITY)
+
+
+def prefer(pid: int) -> None:
+    """Let a process and its threads to come run before whatever else uses the machine."""
+    os.setpriority(os.PRIO_PROCESS, pid, _PRIORITY)
+    # With autogroups, a priority counts only among the processes of one session.
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(_PRIORITY))
 
 
 def wait_until_quiet(seconds: float) -> bool:
@@ -121,156 +300,30 @@ def _idle_seconds() -> float:
     return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")  # idle, iowait
 
 
-def peers() -> dict[str, Callable[[Bed], Engine]]:
-    """Return the engines to compare with that are here."""
-    found: dict[str, Callable[[Bed], Engine]]
-    found = {"af_packet_python": packet_loop}
-    if shutil.which("dpdk-testpmd"):
-        found["dpdk_testpmd_af_xdp"] = testpmd
-    return found
-
-
-def ours(bed: Bed) -> Engine:
-    """Run our engine, copy mode, one worker."""
-    return forwarder(bed, "--bind", "copy", "--cpus", str(ENGINE_CPU))
-
-
-@contextmanager
-def forwarder(bed: Bed, *options: str) -> Iterator[None]:
-    """Run our engine with options of ``forward``."""
-    arguments = ["f0", "f1", *options, "--interval", "0"]
-    with Forwarder(bed.fwd, arguments) as forwarder:
-        _prefer(forwarder.pid)
-        for _ in forwarder.wait_for("ready", _FLOW_SECONDS):
-            pass
-        yield
-        forwarder.stop()
-
-
-def packet_loop(bed: Bed) -> Engine:
-    """Run a Python loop over two AF_PACKET sockets: what one writes without AF_XDP."""
-    return _helper(bed.fwd, "loop")
-
-
-@contextmanager
-def testpmd(bed: Bed) -> Iterator[None]:
-    """Run DPDK's forwarder over its AF_XDP driver, one worker, frames untouched."""
-    devices = [f"--vdev=net_af_xdp{i},iface=f{i},force_copy=1" for i in range(2)]
-    command = [
-        *("dpdk-testpmd", "-l", f"{GENERATOR_CPU},{ENGINE_CPU}", "--no-huge", "-m", "512"),
-        *("--no-pci", "--no-telemetry", f"--file-prefix={bed.name}", *devices, "--"),
-        *("--forward-mode=io", "--auto-start", "--nb-cores=1", "--total-num-mbufs=16384"),
-    ]
-    with process(bed.fwd, command) as running:
-        yield
-        assert running.stdin is not None
-        running.stdin.close()  # "Press enter to exit"
-        running.wait(_STOP_SECONDS)
-
-
-@contextmanager
-def _helper(netns: str, *arguments: str) -> Iterator[None]:
-    """Run a function of this file in a process of its own."""
-    with process(netns, [sys.executable, __file__, *arguments]):
-        yield
-
-
-@contextmanager
-def process(
-    netns: str,
-    command: list[str],
-    *,
-    output: IO[bytes] | int = subprocess.DEVNULL,
-    folder: str | None = None,
-    cpu: int | None = None,
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a command in a namespace while the context lasts, before whatever else wants a CPU."""
-    with link.in_netns(netns):
-        running = subprocess.Popen(
-            command if cpu is None else ["taskset", "-c", str(cpu), *command],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            start_new_session=True,  # an autogroup of its own, as the Forwarder has
-        )
-    with running:
-        try:
-            _prefer(running.pid)
-            yield running
-        finally:
-            running.terminate()  # a killed tool may leave its program on the link
-            with suppress(subprocess.TimeoutExpired):
-                running.wait(_STOP_SECONDS)
-            running.kill()
-
-
-def _prefer(pid: int) -> None:
-    """Let a process and its threads to come run before whatever else uses the machine."""
-    os.setpriority(os.PRIO_PROCESS, pid, _PRIORITY)
-    # With autogroups, a priority counts only among the processes of one session.
-    with suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(_PRIORITY))
-
-
-def _wait_for_flow(bed: Bed) -> None:
-    deadline = time.monotonic() + _FLOW_SECONDS
-    before = _received(bed)
-    while _received(bed) == before:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"no frame reached the sink in {_FLOW_SECONDS:g} s")
-        time.sleep(0.01)
-
-
-def _received(bed: Bed) -> int:
-    return received(bed.sink, "s0")
-
-
 def received(netns: str, ifname: str) -> int:
     """Return the packets a link has received, from the kernel's own counters."""
+    return _counter(netns, ifname, 1)
+
+
+def sent(netns: str, ifname: str) -> int:
+    """Return the packets a link has sent, from the kernel's own counters."""
+    return _counter(netns, ifname, 9)
+
+
+def _counter(netns: str, ifname: str, column: int) -> int:
     with link.in_netns(netns):
         lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
     (line,) = (line for line in lines if line.strip().startswith(f"{ifname}:"))
-    return int(line.split(":")[1].split()[1])
+    return int(line.split(":")[1].split()[column])
 
 
-def _generate(size: int, kind: str, flows: int) -> None:
-    """Send frames on g0 for ever, as fast as the kernel makes them."""
-    os.sched_setaffinity(0, {GENERATOR_CPU})
-    program = Program("lab_send")
-    program.load()
-    program.update("lab_flows", {bytes(4): struct.pack("=II", flows, 0)})
-    ifindex = link.find_link("g0").ifindex
-    packet = (_UDP if kind == "udp" else _HEADER).ljust(size, b"\0")
-    while True:
-        test_run(
-            program.fd,
-            packet,
-            repeat=_FRAMES_PER_RUN,
-            flags=_LIVE_FRAMES,
-            ingress_ifindex=ifindex,
-            batch_size=_FRAMES_PER_BATCH,
-        )
-
-
-def _loop() -> None:
-    """Forward from f0 to f1 for ever, a frame a turn."""
-    os.sched_setaffinity(0, {ENGINE_CPU})
-    receiver, sender = (socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) for _ in range(2))
-    receiver.bind(("f0", int.from_bytes(_HEADER[12:], "big")))
-    sender.bind(("f1", 0))
-    frame = memoryview(bytearray(2048))
-    receive, send = receiver.recv_into, sender.send
-    while True:
-        length = receive(frame)
-        try:
-            send(frame[:length])
-        except OSError:  # ENOBUFS: the veth is full, the frame is lost
-            continue
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "generate":
-        _generate(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-    else:
-        _loop()
+__all__ = [
+    "ENGINE_CPU",
+    "GENERATOR_CPU",
+    "BenchBed",
+    "Engine",
+    "Load",
+    "Place",
+    "Running",
+    "Sample",
+]
