@@ -13,11 +13,13 @@ Two NICs cabled to each other make a hairpin: the engine is on IN, the far end i
 """
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -210,13 +212,28 @@ def offer(bed: BenchBed, running: Running, load: Load, seconds: float) -> Sample
         bed.generator.stop()
 
 
-def watch(bed: BenchBed, running: Running, seconds: float) -> Sample:
-    """Read all counters, twice."""
+def taken(bed: BenchBed, engine: Engine, load: Load, seconds: float) -> Sample:
+    """``sample``, for an engine that keeps what it receives: what its program took counts."""
+    look = partial(redirected, *bed.entry)
+    with engine(bed) as running:
+        bed.generator.start(load)
+        try:
+            time.sleep(WARM_UP_SECONDS)
+            return watch(bed, running, seconds, look)
+        finally:
+            bed.generator.stop()
+
+
+def watch(
+    bed: BenchBed, running: Running, seconds: float, look: Callable[[], int] | None = None
+) -> Sample:
+    """Read all counters, twice; ``look`` stands for what is delivered."""
+    look = look or bed.delivered
     pids = [pid for pid in (running.pid, bed.generator.pid) if pid]
     used, waited = _used_ns(running.pid), sum(map(_waited_ns, pids))
-    began, offered, delivered = time.monotonic(), bed.offered(), bed.delivered()
+    began, offered, delivered = time.monotonic(), bed.offered(), look()
     time.sleep(seconds)
-    offered, delivered = bed.offered() - offered, bed.delivered() - delivered
+    offered, delivered = bed.offered() - offered, look() - delivered
     elapsed = time.monotonic() - began
     used = _used_ns(running.pid) - used
     waited = sum(map(_waited_ns, pids)) - waited
@@ -308,6 +325,24 @@ def received(netns: str, ifname: str) -> int:
 def sent(netns: str, ifname: str) -> int:
     """Return the packets a link has sent, from the kernel's own counters."""
     return _counter(netns, ifname, 9)
+
+
+def redirected(netns: str, ifname: str) -> int:
+    """Return the packets that a link's XDP program has redirected, to a socket or a link.
+
+    Raises
+    ------
+    RunError
+        If the driver does not count them.
+    """
+    with link.in_netns(netns):
+        done = subprocess.run(
+            ["ethtool", "-S", ifname], capture_output=True, text=True, check=False
+        )
+    found = re.findall(r"^ *rx_queue_\d+_xdp_redirect: (\d+)$", done.stdout, re.MULTILINE)
+    if not found:
+        raise RunError(f"{ifname}: its driver does not count what XDP redirects")
+    return sum(map(int, found))
 
 
 def _counter(netns: str, ifname: str, column: int) -> int:

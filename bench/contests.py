@@ -1,0 +1,242 @@
+"""Who meets whom, on which bed, under which load, and what ours is to reach.
+
+Goals are ratios, ours to the peer's, in the same rounds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from bench import engines, peers
+from bench.bed import Engine, Load, Sample
+
+SMALL: Final = 64
+LARGE: Final = 1514
+RULE: Final = "in f0 proto udp dst 10.77.0.2 dport 9 -> out f1 set_dst_mac 02:00:00:00:00:02"
+NOBODY: Final = "02:00:00:00:00:77"
+PACED: Final = {100_000: 0.25, 300_000: 0.35, 1_000_000: 0.7}
+FLOWS: Final = (256, 65_536)
+
+
+def delivered(sample: Sample) -> float:
+    return sample.delivered
+
+
+def cpu(sample: Sample) -> float:
+    return sample.cpu_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """One row of the table: ``ours`` and ``peer`` are contenders of the group."""
+
+    ours: str
+    peer: str
+    goal: float | None
+    what: Callable[[Sample], float] = delivered
+    better: str = "higher"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Contenders that take turns on one bed under one load.
+
+    Attributes
+    ----------
+    name : str
+    bed : mapping
+        Arguments of ``bench_bed``.
+    loads : mapping of str to Load
+        By contender; the others get that of ``""``.
+    contenders : mapping of str to Engine
+    contests : tuple of Contest
+    counts_itself : bool
+        Nothing comes out: what the engine's queue took is read from the link.
+    is_sender : bool
+        The engine makes the frames.
+    """
+
+    name: str
+    load: Load
+    contenders: Mapping[str, Engine]
+    contests: tuple[Contest, ...]
+    bed: Mapping[str, Any] = field(default_factory=dict)
+    loads: Mapping[str, Load] = field(default_factory=dict)
+    takes_all: bool = False
+    is_sender: bool = False
+
+    def load_of(self, contender: str) -> Load:
+        return self.loads.get(contender, self.load)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Peers that the user named; empty: not there."""
+
+    xdpsock: str = ""
+    xsk_fwd: str = ""
+
+    def xdpsock_engine(self, *letters: str) -> dict[str, Engine]:
+        if not self.xdpsock:
+            return {}
+        return {f"xdpsock {' '.join(letters)}": peers.xdpsock(self.xdpsock, *letters)}
+
+    def xsk_fwd_engine(self) -> dict[str, Engine]:
+        return {"xsk_fwd": peers.xsk_fwd(self.xsk_fwd)} if self.xsk_fwd else {}
+
+
+def testpmd_engines() -> dict[str, Engine]:
+    if not peers.has_testpmd():
+        return {}
+    return {f"testpmd {mode}": peers.testpmd(mode) for mode in ("io", "macswap")}
+
+
+def afxdp(*options: str) -> Engine:
+    return engines.forwarder("--bind", "copy", *options)
+
+
+def macswap(mode: str) -> Engine:
+    return engines.tool("macswap", "--mode", mode, "--bind", "copy")
+
+
+def all_groups(named: Named) -> list[Group]:
+    """Return every group, with the peers that are there."""
+    return [
+        two_ports_small(named),
+        two_ports_large(named),
+        *(to_the_stack(named, size) for size in (SMALL, LARGE)),
+        *(hairpin(named, size) for size in (SMALL, LARGE)),
+        receive_only(named),
+        send_only(named),
+        *(paced(named, rate, goal) for rate, goal in PACED.items()),
+        many_flows(),
+    ]
+
+
+def two_ports_small(named: Named) -> Group:
+    """Everything that forwards from one port to another, 64 bytes."""
+    kernel = {
+        "plain redirect": engines.plain,
+        "redirect pair": engines.forwarder("--data-path", "redirect"),
+        "redirect rule": engines.forwarder("--data-path", "redirect", "--rule", RULE),
+        "hybrid hit": engines.forwarder("--data-path", "hybrid", "--rule", RULE),
+        "bridge": peers.bridge,
+        "tc mirred": peers.mirred,
+    }
+    user = _two_ports(named) | {"AF_PACKET loop": peers.packet_loop}
+    contests = (
+        Contest("redirect pair", "plain redirect", 0.97),
+        Contest("redirect rule", "plain redirect", 0.85),
+        Contest("hybrid hit", "plain redirect", 0.85),
+        Contest("hybrid hit", "xsk_fwd", 4.5),
+        Contest("hybrid hit", "testpmd io", 4.5),
+        Contest("hybrid hit", "bridge", 4.5),
+        Contest("hybrid hit", "tc mirred", 2.3),
+        Contest("afxdp", "AF_PACKET loop", None),
+    )
+    return Group(
+        "two ports, 64 bytes", Load(size=SMALL, packet="udp"), kernel | user,
+        contests + _two_ports_contests(1.05, 1.12),
+    )  # fmt: skip
+
+
+def two_ports_large(named: Named) -> Group:
+    return Group(
+        "two ports, 1514 bytes", Load(size=LARGE, packet="udp"), _two_ports(named),
+        _two_ports_contests(1.22, 1.30),
+    )  # fmt: skip
+
+
+def _two_ports(named: Named) -> dict[str, Engine]:
+    own = {"afxdp": afxdp(), "afxdp --swap-mac": afxdp("--swap-mac")}
+    return own | named.xsk_fwd_engine() | testpmd_engines()
+
+
+def _two_ports_contests(xsk_fwd: float, testpmd: float) -> tuple[Contest, ...]:
+    return (
+        Contest("afxdp", "xsk_fwd", xsk_fwd),
+        Contest("afxdp", "testpmd io", testpmd),
+        Contest("afxdp --swap-mac", "testpmd macswap", testpmd),
+    )
+
+
+def to_the_stack(named: Named, size: int) -> Group:
+    """The sink that costs a sender over AF_XDP least."""
+    return Group(
+        f"two ports, host as sink, {size} bytes", Load(size=size),
+        {"afxdp": afxdp(), **named.xsk_fwd_engine()}, (Contest("afxdp", "xsk_fwd", 1.03),),
+        bed={"xdp_sink": False},
+    )  # fmt: skip
+
+
+def hairpin(named: Named, size: int) -> Group:
+    contenders = {
+        "macswap": macswap("native"),
+        "macswap skb": macswap("skb"),
+        **named.xdpsock_engine("-l", "-N", "-c"),
+        **named.xdpsock_engine("-l", "-S", "-c"),
+    }
+    contests = (
+        Contest("macswap", "xdpsock -l -N -c", 1.12 if size == SMALL else 1.22),
+        Contest("macswap skb", "xdpsock -l -S -c", 1.25),
+    )
+    return Group(
+        f"hairpin, {size} bytes", Load(size=size), contenders, contests, bed={"hairpin": True}
+    )
+
+
+def receive_only(named: Named) -> Group:
+    contenders = {
+        "rxdrop": engines.tool("rxdrop", "--mode", "native", "--bind", "copy", "--busy-poll"),
+        **named.xdpsock_engine("-r", "-N", "-c"),
+    }
+    return Group(
+        "receive only, 64 bytes", Load(size=SMALL), contenders,
+        (Contest("rxdrop", "xdpsock -r -N -c", 1.0),), bed={"hairpin": True}, takes_all=True,
+    )  # fmt: skip
+
+
+def send_only(named: Named) -> Group:
+    # xdpsock counts the check sequence in.
+    letters = ("-t", "-N", "-c", "-G", NOBODY, "-s", str(SMALL + 4))
+    own = ("--mode", "native", "--bind", "copy", "--busy-poll", "-G", NOBODY, "-s", str(SMALL))
+    return Group(
+        "send only, 64 bytes", Load(size=SMALL),
+        {"txonly": engines.tool("txonly", *own), **named.xdpsock_engine(*letters)},
+        (Contest("txonly", f"xdpsock {' '.join(letters)}", 1.0),),
+        bed={"hairpin": True}, is_sender=True,
+    )  # fmt: skip
+
+
+def paced(named: Named, rate: int, goal: float) -> Group:
+    """CPU time of the engine where there is little to do."""
+    peer = ("-l", "-p", "-N", "-c")
+    return Group(
+        f"CPU at {rate:,} frames/s", Load(size=SMALL, rate=rate),
+        {"macswap": macswap("native"), **named.xdpsock_engine(*peer)},
+        (Contest("macswap", f"xdpsock {' '.join(peer)}", goal, cpu, "lower"),),
+        bed={"hairpin": True},
+    )  # fmt: skip
+
+
+def many_flows() -> Group:
+    paths = {
+        "afxdp": afxdp(),
+        "redirect": engines.forwarder("--data-path", "redirect", "--rule", RULE),
+        "hybrid": engines.forwarder("--data-path", "hybrid", "--rule", RULE),
+        "bridge": peers.bridge,
+    }
+    contenders: dict[str, Engine] = {}
+    loads: dict[str, Load] = {}
+    contests: list[Contest] = []
+    for path, engine in paths.items():
+        for flows in (1, *FLOWS):
+            name = f"{path}, {flows:,} flows"
+            contenders[name] = engine
+            loads[name] = Load(size=SMALL, packet="udp", flows=flows)
+            if flows > 1:
+                goal = None if path == "bridge" else 0.9
+                contests.append(Contest(name, f"{path}, 1 flows", goal))
+    return Group(
+        "flows, 64 bytes", Load(size=SMALL), contenders, tuple(contests), loads=loads,
+    )  # fmt: skip
