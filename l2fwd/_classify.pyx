@@ -9,7 +9,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset
 
 from l2fwd._rings cimport FramePool, frame_start
-from l2fwd._xdp cimport xdp_desc
+from l2fwd._xdp cimport prefetch, xdp_desc
 
 import os
 
@@ -37,7 +37,6 @@ cdef extern from * nogil:
     uint32_t NO_RANK "0xffffffffU"
     uint16_t htons(uint16_t number)
     uint16_t ntohs(uint16_t number)
-    void prefetch "__builtin_prefetch"(const void* address)
     int trailing_zeros "__builtin_ctzll"(uint64_t number)
     int MADV_HUGEPAGE
     int madvise(void* start, size_t length, int advice)

@@ -25,13 +25,6 @@ cdef extern from "endian.h" nogil:
     uint64_t htobe64(uint64_t host)
 
 
-cdef extern from "sys/prctl.h" nogil:
-    enum:
-        PR_SET_TIMERSLACK
-
-    int prctl(int option, unsigned long value, ...)
-
-
 cdef enum:
     SECOND_NS = 1000000000
     CATCH_UP_NS = 1000000           # after a stall no more than this is made up for
@@ -149,8 +142,6 @@ cdef void begin(GeneratorState* state, PortState* port) noexcept nogil:
         memcpy(port.pool.data + port.pool.addrs[i], state.template, state.length)
     state.is_written_each_time = port.fill_target != 0
     state.pace.next_ns = read_clock(CLOCK_MONOTONIC)
-    if state.pace.per_step:
-        prctl(PR_SET_TIMERSLACK, 1)     # of this thread; a sleep is 50 us late otherwise
 
 
 cdef void put_packets(GeneratorState* state, PortState* port, uint32_t first,

@@ -53,6 +53,8 @@ class Port:
         kick_tx: int = 0,
         kick_rx: int = 0,
         max_fragments: int = 1,
+        tx_fd: int = -1,
+        is_copied: bool = False,
     ) -> None: ...
     @property
     def pool(self) -> Pool: ...

@@ -24,6 +24,14 @@ cdef struct Progress:               # of one port: what it received and all of i
     uint64_t targets[MAX_PORTS]     # packets that each port must have completed by then
 
 
+cdef struct Rest:                   # what the worker knows of its sleeps
+    int64_t coalesce_ns             # of a nap, in which packets gather; 0: none
+    int64_t began_ns                # CLOCK_MONOTONIC, of the last sleep
+    uint32_t moved                  # packets since
+    uint32_t short_sleeps           # one after the other
+    bint is_nap                     # the last one
+
+
 # Serve every port once; return how many packets were received or made, or set ``error``.
 ctypedef uint32_t (*turn_function)(WorkerState* worker, int* error) noexcept nogil
 
@@ -46,6 +54,8 @@ cdef struct WorkerState:
     PortState* failed               # the port whose socket died
     uint64_t turns
     uint64_t sleeps                 # poll calls
+    uint64_t naps
+    Rest rest
     Decision* decision              # NULL: the pair forwards all to each other
     Table* table                    # the rules of this turn
     host_function give_back

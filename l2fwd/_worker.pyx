@@ -10,6 +10,7 @@ system call per batch and port in here.
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENETDOWN, ENOBUFS, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime
 from posix.unistd cimport usleep
 
 from l2fwd._chains cimport (
@@ -24,7 +25,7 @@ from l2fwd._decide cimport (
 )
 from l2fwd._rings cimport (
     PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState, ProducerRing,
-    frame_move, frame_start, lose_frame, packet_is_usable, pool_give, reclaim, refill,
+    frame_move, frame_start, lose_frame, packet_is_usable, pool_give, prefetch_packets, reclaim, refill,
     ring_needs_wakeup, ring_pending, ring_reserve, rx_peek, rx_release, rx_slot, take_packet,
     tx_slot, tx_submit,
 )
@@ -36,11 +37,21 @@ from l2fwd._xdp cimport (
 
 from l2fwd.errors import ConfigError, kernel_error
 
+
+cdef extern from "sys/prctl.h" nogil:
+    enum:
+        PR_SET_TIMERSLACK
+
+    int prctl(int option, unsigned long value, ...)
+
+
 cdef enum:
     IDLE_NS = 100000000             # bound of one sleep; a stop request waits no longer
     UNSETTLED_NS = 5000000          # the same while packets wait to be sent or completed
     MAX_USELESS_KICKS = 4           # sendto calls of one turn that moved nothing
     SWAP_POLL_US = 20
+    SECOND_NS = 1000000000
+    SHORT_SLEEPS = 4                # of so many naps at most, so many in a row: then nap
     MAX_DRAIN_SLEEPS = 40           # of UNSETTLED_NS: how long a stopping worker waits
 
 
@@ -80,6 +91,8 @@ cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewri
     if received == 0:
         refill(src)             # the pool was empty when its last packet came
         return 0
+    if dst.is_copied:
+        prefetch_packets(src.pool, &src.rx, rx_first, received)
     room = ring_reserve(&dst.tx, received, &tx_first)
     pool, rx, tx, change = src.pool[0], src.rx, dst.tx, rewrite[0]
 
@@ -349,7 +362,7 @@ cdef int kick_tx(PortState* port) noexcept nogil:
     while before and useless < MAX_USELESS_KICKS and (
             port.is_polled or ring_needs_wakeup(&port.tx)):
         port.counters.tx_wakeups += 1
-        error = -port.kick_tx(port.fd)
+        error = -port.kick_tx(port.tx_fd)
         if error == 0:
             return 0
         if error == ENETDOWN:
@@ -479,7 +492,8 @@ cdef int socket_error(int fd) noexcept nogil:
 cdef int idle(WorkerState* worker, int64_t timeout_ns) noexcept nogil:
     """Sleep until a packet arrives; return 0, or errno of a socket that died meanwhile."""
     cdef timespec timeout = timespec(0, timeout_ns)
-    cdef pollfd fds[MAX_PORTS]
+    cdef pollfd fds[2 * MAX_PORTS]
+    cdef uint32_t count = worker.port_count
     cdef uint32_t i
     cdef int error
     cdef int events = 0
@@ -488,13 +502,15 @@ cdef int idle(WorkerState* worker, int64_t timeout_ns) noexcept nogil:
         reclaim(worker.ports[i])
         refill(worker.ports[i])
         kick_rx(worker.ports[i])
-        fds[i].fd = worker.ports[i].fd
-        # POLLOUT only to wait for room: a TX ring is nearly always ready, the sleep would spin.
-        fds[i].events = POLLIN | POLLOUT if worker.wants_room else POLLIN
-        fds[i].revents = 0
+        fds[i] = pollfd(worker.ports[i].fd, POLLIN, 0)
+        if worker.wants_room or ring_pending(&worker.ports[i].tx.ring):
+            # Asking has the kernel send what waits.  POLLOUT only to wait for room: a TX ring is
+            # nearly always ready, the sleep would spin.
+            fds[count] = pollfd(worker.ports[i].tx_fd, POLLOUT if worker.wants_room else 0, 0)
+            count += 1
     worker.sleeps += 1
-    if ppoll(fds, worker.port_count, &timeout, NULL) > 0:
-        for i in range(worker.port_count):
+    if ppoll(fds, count, &timeout, NULL) > 0:
+        for i in range(count):
             events |= fds[i].revents
         if not events & ~(POLLIN | POLLOUT):
             return 0
@@ -548,16 +564,52 @@ cdef int64_t sleep_bound(const WorkerState* worker) noexcept nogil:
     return min(bound, worker.pause_ns) if worker.pause_ns else bound
 
 
+cdef bint packets_come_close(WorkerState* worker, int64_t now) noexcept nogil:
+    """Tell whether the next packets will be here sooner than it pays to be woken for each.
+
+    Being woken costs more than forwarding some packets does.  But a packet that is alone must not
+    wait: so only after some short sleeps, and for as long as the naps gather two packets or more.
+    """
+    cdef Rest* rest = &worker.rest
+    cdef bint is_short = now - rest.began_ns < SHORT_SLEEPS * rest.coalesce_ns
+    cdef bint was_useful = rest.moved > (1 if rest.is_nap else 0)
+    rest.short_sleeps = rest.short_sleeps + 1 if is_short and was_useful else 0
+    return rest.short_sleeps >= SHORT_SLEEPS and worker.pause_ns == 0 and not worker.wants_room
+
+
+cdef int sleep(WorkerState* worker) noexcept nogil:
+    """Let packets gather, or wait for one; return 0, or errno of a socket that died meanwhile."""
+    cdef Rest* rest = &worker.rest
+    cdef timespec nap = timespec(0, rest.coalesce_ns)
+    cdef timespec clock
+    cdef int64_t now
+    if rest.coalesce_ns == 0 or worker.busy_poll:
+        return idle(worker, sleep_bound(worker))
+    clock_gettime(CLOCK_MONOTONIC, &clock)
+    now = <int64_t>clock.tv_sec * SECOND_NS + clock.tv_nsec
+    rest.is_nap = packets_come_close(worker, now)
+    rest.began_ns = now
+    rest.moved = 0
+    if not rest.is_nap:
+        return idle(worker, sleep_bound(worker))
+    worker.naps += 1
+    ppoll(NULL, 0, &nap, NULL)
+    return 0
+
+
 cdef int run_worker(WorkerState* worker) noexcept nogil:
     """Work until stopped; return 0, or errno with ``worker.failed`` set."""
     cdef int error = 0
-    cdef uint32_t i
+    cdef uint32_t moved, i
+    prctl(PR_SET_TIMERSLACK, 1)     # of this thread; a nap would last twice as long otherwise
     while error == 0 and not is_stopping(worker):
-        if turn(worker, &error) or error:
+        moved = turn(worker, &error)
+        if moved or error:
+            worker.rest.moved += moved
             for i in range(worker.port_count):
                 kick_rx(worker.ports[i])
         else:
-            error = idle(worker, sleep_bound(worker))
+            error = sleep(worker)
     return error or drain(worker)
 
 
@@ -601,6 +653,8 @@ cdef class Worker:
         False: from the first port to the second only.  Without a decider.
     busy_poll : bool
         True: never sleep.
+    coalesce_us : int
+        While packets come close after each other, let them gather for so many us; 0: never.
     dst_mac : bytes or None
         Six bytes, written to every packet sent on the second port.  Without a decider.
     swap_mac : bool
@@ -622,7 +676,7 @@ cdef class Worker:
     """
 
     def __cinit__(self, *ports, uint32_t batch_size=64, bint both_ways=True,
-                  bint busy_poll=False, bytes dst_mac=None, bint swap_mac=False,
+                  bint busy_poll=False, uint32_t coalesce_us=0, bytes dst_mac=None, bint swap_mac=False,
                   Decider decider=None, progress=(), uintptr_t give_back=0, int host_fd=-1,
                   Job job=None):
         cdef Port port
@@ -650,6 +704,7 @@ cdef class Worker:
         self.state.batch_size = batch_size
         self.state.both_ways = both_ways and len(ports) > 1
         self.state.busy_poll = busy_poll
+        self.state.rest.coalesce_ns = <int64_t>coalesce_us * 1000
         set_rewrite(&self.state.rightward, dst_mac, swap_mac)
         set_rewrite(&self.state.leftward, None, swap_mac)
         self.decider = decider
@@ -735,8 +790,8 @@ cdef class Worker:
 
     @property
     def turns(self):
-        """Turns of the loop so far, and how many of them slept."""
-        return self.state.turns, self.state.sleeps
+        """Turns of the loop so far, and after how many it waited for a packet, and napped."""
+        return self.state.turns, self.state.sleeps, self.state.naps
 
     def frames(self):
         """Count all frames of the UMEM by place; the sum is ``frame_count``.

@@ -65,4 +65,5 @@ cdef extern from * nogil:
     void atomic_store_64 "__atomic_store_n"(uint64_t* ptr, uint64_t value, int order)
     void* atomic_load_ptr "__atomic_load_n"(void** ptr, int order)
     void atomic_store_ptr "__atomic_store_n"(void** ptr, void* value, int order)
+    void prefetch "__builtin_prefetch"(const void* address)
     bint unlikely "__builtin_expect"(bint condition, int expected)

@@ -9,11 +9,16 @@ from typing import Final
 # socket(2) and setsockopt(2)
 AF_XDP: Final = 44
 SOL_XDP: Final = 283
+XDP_MMAP_OFFSETS: Final = 1
+XDP_TX_RING: Final = 3
 XDP_STATISTICS: Final = 7
 XDP_OPTIONS: Final = 8
 XDP_MAX_TX_SKB_BUDGET: Final = 9  # TX descriptors per sendto in copy mode
 
+XDP_PGOFF_TX_RING: Final = 0x80000000  # offset in bytes for mmap(2)
+
 # sockaddr_xdp.sxdp_flags
+XDP_SHARED_UMEM: Final = 1 << 0
 XDP_COPY: Final = 1 << 1
 XDP_ZEROCOPY: Final = 1 << 2
 XDP_USE_NEED_WAKEUP: Final = 1 << 3

@@ -27,6 +27,8 @@ DEFAULT_BATCH_SIZE: Final = 64
 DATA_PATHS: Final = ("afxdp", "redirect", "hybrid")
 MISS_POLICIES: Final = ("pass", "drop", "user")
 DEFAULT_BUSY_POLL_BUDGET: Final = 64
+DEFAULT_COALESCE_US: Final = 50  # as NICs have it by default
+MAX_COALESCE_US: Final = 1000
 MAX_BUSY_POLL_BUDGET: Final = 65535  # sk_busy_poll_budget has 16 bits
 MAX_LINKS: Final = 16  # MAX_PORTS in _decide.pxd
 MAX_FLOWS: Final = 1 << 24
@@ -325,6 +327,9 @@ class JobConfig:
         Packets per burst.
     busy_poll : bool
         Never sleep.
+    coalesce_us : int
+        While packets come close after each other, workers let them gather for so many us; 0: a
+        worker is woken for each.
     umem : UmemConfig
         Of each worker.
     socket : SocketConfig
@@ -344,6 +349,7 @@ class JobConfig:
     force: bool = False
     batch_size: int = DEFAULT_BATCH_SIZE
     busy_poll: bool = False
+    coalesce_us: int = DEFAULT_COALESCE_US
     umem: UmemConfig = field(default_factory=UmemConfig)
     socket: SocketConfig = field(default_factory=SocketConfig)
     carrier_timeout: float = 5.0
@@ -357,6 +363,10 @@ class JobConfig:
             raise ConfigError(
                 f"batch-size must be in [1, ring-size {self.socket.ring_size}], "
                 f"got {self.batch_size}"
+            )
+        if not 0 <= self.coalesce_us <= MAX_COALESCE_US:
+            raise ConfigError(
+                f"coalesce must be in [0, {MAX_COALESCE_US}] us, got {self.coalesce_us}"
             )
         self._check_memory()
 

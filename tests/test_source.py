@@ -43,7 +43,18 @@ LAYERS = (
         "_verifier",
         "_socket",
     },
-    {"link", "rtnetlink", "ethtool", "netdev", "numa", "bpf", "pins", "busy_poll", "_bpf"},
+    {
+        "link",
+        "rtnetlink",
+        "ethtool",
+        "netdev",
+        "numa",
+        "bpf",
+        "pins",
+        "busy_poll",
+        "tx_socket",
+        "_bpf",
+    },
     {"rule_maps", "flow_table", "routes", "xsk"},
     {"batch", "link_programs"},
     {"sockets"},
@@ -117,7 +128,8 @@ HOT_AT_LEAST = {
     "take_packet", "turn_of_pair", "turn_with_rules", "drop_burst",
     "generate_burst", "patch_packet", "take_due", "verify_burst", "find_datagram", "note_number",
     "answer_burst", "answer_packet",
-    "forward_chains", "decide_chains", "take_chains", "send_chain",
+    "forward_chains", "decide_chains", "take_chains", "send_chain", "prefetch_packets", "sleep",
+    "packets_come_close",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from l2fwd.config import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_BUSY_POLL_BUDGET,
+    DEFAULT_COALESCE_US,
     DEFAULT_RING_SIZE,
     AttachMode,
     BindMode,
@@ -58,6 +59,9 @@ def add_sleep_options(parser: argparse.ArgumentParser) -> None:
         help="sleep while there is nothing to do (default)")  # fmt: skip
     sleep.add_argument("--busy-poll", action="store_true",
         help="never sleep: a whole CPU for each worker")  # fmt: skip
+    parser.add_argument("--coalesce", type=int, default=DEFAULT_COALESCE_US, metavar="USEC",
+        help="how long packets that come close after each other may gather "
+        f"({DEFAULT_COALESCE_US}); 0: be woken for each")  # fmt: skip
     add_prefer_busy_poll(parser, "-B")
 
 
@@ -205,6 +209,7 @@ def socket_settings(args: argparse.Namespace, rings: int) -> dict[str, Any]:
         "strict": args.strict,
         "batch_size": batch_size,
         "busy_poll": args.busy_poll,
+        "coalesce_us": args.coalesce,
         "umem": UmemConfig(
             frame_count=frames,
             frame_size=args.frame_size,
@@ -250,6 +255,7 @@ SOCKETS_ONLY: Final = {
     "unaligned": False,
     "ring_size": DEFAULT_RING_SIZE,
     "busy_poll": False,
+    "coalesce": DEFAULT_COALESCE_US,
     "prefer_busy_poll": False,
     "busy_poll_budget": None,
     "need_wakeup": True,

@@ -17,7 +17,8 @@ _SOCKET_DROPS: Final = (
     "tx_invalid_drops", "tx_full_drops", "tx_busy_drops",
 )  # fmt: skip
 _APP_COUNTERS: Final = (
-    "worker_turns", "worker_sleeps", "rx_wakeups", "tx_wakeups", "tx_again", "tx_no_buffer",
+    "worker_turns", "worker_sleeps", "worker_naps", "rx_wakeups", "tx_wakeups", "tx_again",
+    "tx_no_buffer",
 )  # fmt: skip
 _COLUMNS: Final = ("rx/s", "tx/s", "drop/s", "rx Mbit/s", "tx Mbit/s")
 

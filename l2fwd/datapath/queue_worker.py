@@ -100,7 +100,7 @@ class QueueWorker:
             sockets = []
             for side in self.sides:
                 xsk = BoundSocket(
-                    umem, side.name, self.queue_id, settings, bind_timeout=bind_timeout
+                    umem, side.name, self.queue_id, settings, bind_timeout=bind_timeout, split=True
                 )
                 undo.callback(xsk.close)
                 sockets.append(xsk)
@@ -110,6 +110,7 @@ class QueueWorker:
                 *(xsk.port for xsk in sockets),
                 batch_size=config.batch_size,
                 busy_poll=config.busy_poll or settings.busy_poll_budget > 0,
+                coalesce_us=config.coalesce_us,
                 **self._options(self, umem),
             )
             self.sockets = sockets
@@ -227,8 +228,9 @@ class QueueWorker:
                 add(samples[i].drops, xsk.kernel_drops())
             samples[i].frames = xsk.port.frames()
         if self.worker is not None:
-            turns, sleeps = self.worker.turns
-            add(samples[0].counters, {"worker_turns": turns, "worker_sleeps": sleeps})
+            turns, sleeps, naps = self.worker.turns
+            counts = {"worker_turns": turns, "worker_sleeps": sleeps, "worker_naps": naps}
+            add(samples[0].counters, counts)
             if self.worker.job is not None:
                 add(samples[0].counters, self.worker.job.counters())
         return samples
