@@ -75,9 +75,7 @@ def describe_link(ifname: str) -> dict[str, Any]:
     }
 
 
-def interrupts(
-    ifname: str, *, proc: Path = _PROC, devices: Path = _PCI_DEVICES
-) -> list[Interrupt]:
+def interrupts(ifname: str, *, proc: Path = _PROC, devices: Path = _PCI_DEVICES) -> list[Interrupt]:
     """Return the interrupts of a link's NIC, by number; none for a link without a device.
 
     Found by its PCI address, as ``node_of`` does.

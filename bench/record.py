@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,10 +25,18 @@ class Record:
         The file; also written if the run is cut short, with ``complete`` false.
     quiet : bool
         Show nothing but the JSON object.
+    links : sequence of str
+        The NICs, which the environment tells of.
     """
 
     def __init__(
-        self, suite: str, options: Mapping[str, Any], *, output: Path | None, quiet: bool
+        self,
+        suite: str,
+        options: Mapping[str, Any],
+        *,
+        output: Path | None,
+        quiet: bool,
+        links: Sequence[str] = (),
     ) -> None:
         self.figures: list[Figure] = []
         self.skipped: list[dict[str, str]] = []
@@ -36,7 +44,7 @@ class Record:
         self._suite, self._options = suite, dict(options)
         self._output, self._quiet = output, quiet
         self._began = time.time()
-        self._environment = describe()
+        self._environment = describe(links)
         self._is_complete = False
 
     def __enter__(self) -> Self:
