@@ -22,7 +22,8 @@ class Record:
     options : mapping
         As given on the command line.
     output : Path, optional
-        The file; also written if the run is cut short, with ``complete`` false.
+        The file; also written if the run is cut short, with ``complete`` false.  A run that
+        ended before its first figure leaves the file as it was.
     quiet : bool
         Show nothing but the JSON object.
     links : sequence of str
@@ -53,7 +54,7 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._is_complete = kind is None
         text = json.dumps(self.as_dict())
-        if self._output:
+        if self._output and (self._is_complete or self.figures):
             self._output.parent.mkdir(parents=True, exist_ok=True)
             self._output.write_text(text + "\n")
         if self._quiet:
