@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from bench.bed import wait_until_quiet
 from bench.environment import governors
@@ -191,43 +191,51 @@ def _copy_mode(link: Link) -> Iterator[str]:
         yield f"{link.ifname}: copy mode obtained, though {link.driver} has zero-copy; {reason}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """Something of a NIC that can be read and written."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+
+    def change(self, undo: ExitStack, wanted: object, note: Note) -> None:
+        """Write what is wanted; ``undo`` puts back what was there.  A refusal is only said."""
+        before = self.read()
+        if before == wanted:
+            return
+        undo.callback(self._put_back, before, note)  # first: Ctrl-C may come between the two
+        try:
+            self.write(wanted)
+        except KernelError as error:
+            note(f"{error}; which share a queue gets is the driver's choice")
+
+    def _put_back(self, before: object, note: Note) -> None:
+        """What cannot be put back is said, and the rest goes on."""
+        try:
+            if self.read() != before:
+                self.write(before)
+        except L2fwdError as error:
+            note(f"the {self.name} is not as it was: {error}; see ethtool -X")
+
+
 def steer(undo: ExitStack, name: str, queues: int, note: Note) -> None:
     """Have each of the queues in use get an equal share of the flows; ``undo`` puts it back."""
-    before = ethtool.rss_table(name)
-    if not before:
+    size = len(ethtool.rss_table(name))
+    if not size:
         if queues > 1:
             note(f"{name} has no RSS table: which share a queue gets is the driver's choice")
         return
-    wanted = [i % queues for i in range(len(before))]
-    if before != wanted:
-        # The table that a driver begins with is one it may change itself, with the queues.
-        own = [i % find_link(name).rx_queue_count for i in range(len(before))]
-        found: Sequence[int] = () if before == own else before
-        # Before the change: Ctrl-C may come between the two.
-        undo.callback(_put_back, note, name, "RSS table", ethtool.set_rss_table, name, found)
-        ethtool.set_rss_table(name, wanted)
-    if queues > 1:
-        _hash_ports(undo, name, note)
-
-
-def _hash_ports(undo: ExitStack, name: str, note: Note) -> None:
-    """Have the ports of UDP tell flows apart, too."""
-    before = ethtool.hash_fields(name, ethtool.UDP_V4_FLOW)
-    if before is None or before == ethtool.ADDRESSES_AND_PORTS:
-        return
-    arguments = name, ethtool.UDP_V4_FLOW
-    undo.callback(_put_back, note, name, "hash fields", ethtool.set_hash_fields, *arguments, before)
-    try:
-        ethtool.set_hash_fields(*arguments, ethtool.ADDRESSES_AND_PORTS)
-    except KernelError as error:
-        note(f"{error}; flows that differ in ports alone share a queue")
-
-
-def _put_back(
-    note: Note, name: str, what: str, change: Callable[..., None], *arguments: object
-) -> None:
-    """Restore; what cannot be is said, and the rest goes on."""
-    try:
-        change(*arguments)
-    except L2fwdError as error:
-        note(f"the {what} of {name} is not as it was: {error}; ethtool -X {name} default")
+    # The table that a driver begins with is one it may change itself, with the queues.
+    own = [i % find_link(name).rx_queue_count for i in range(size)]
+    _Setting(
+        f"RSS table of {name}",
+        lambda: ethtool.rss_table(name),
+        lambda table: ethtool.set_rss_table(name, () if table == own else table),
+    ).change(undo, [i % queues for i in range(size)], note)
+    if queues > 1 and ethtool.hash_fields(name, ethtool.UDP_V4_FLOW) is not None:
+        _Setting(
+            f"UDP hash of {name}",
+            lambda: ethtool.hash_fields(name, ethtool.UDP_V4_FLOW),
+            lambda fields: ethtool.set_hash_fields(name, ethtool.UDP_V4_FLOW, fields),
+        ).change(undo, ethtool.ADDRESSES_AND_PORTS, note)
