@@ -2,17 +2,19 @@
 
 import json
 import random
+import re
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from bench import report
-from bench.__main__ import main
+from bench.__main__ import OTHERS, SUITES, main
 from bench.figures import Figure, ratio
 from bench.record import Record
 from bench.result import load
-from bench.wire import line_rate
+from bench.wire import SPEEDS, line_rate
 from l2fwd.errors import ConfigError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -214,6 +216,18 @@ def test_line_rate_counts_fcs_preamble_and_gap_and_pads_short_frames(
     frame_bytes, frames_per_second
 ):
     assert round(line_rate(10e9, frame_bytes)) == frames_per_second
+
+
+def test_the_line_rates_of_the_readme_are_exact_and_it_names_every_suite():
+    text = (Path(report.__file__).parent / "README.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (.+) \|$", text, re.M)
+    assert len(rows) == 8
+    for with_fcs, in_memory, cells in rows:
+        rates = [line_rate(bits, int(in_memory)) for bits in SPEEDS.values()]
+        assert int(with_fcs) == int(in_memory) + 4
+        assert cells.split(" | ") == [f"{rate:,.0f} ({1e9 / rate:.1f})" for rate in rates]
+    for name in (*SUITES, *OTHERS):
+        assert f"\n| `{name}` | " in text
 
 
 @pytest.mark.parametrize(
