@@ -39,8 +39,7 @@ bench: build                 ## ratios against the C reference and the peers fou
 	$(BIN)/python bench/bench_rings.py && $(BIN)/python bench/bench_classify.py && \
 	$(SUDO) $(BIN)/python bench/bench_programs.py && $(SUDO) $(BIN)/python bench/bench_paths.py && \
 	$(SUDO) $(BIN)/python bench/bench_forward.py && $(SUDO) $(BIN)/python bench/bench_tools.py && \
-	$(SUDO) $(BIN)/python bench/bench_library.py --output bench/results/library.json && \
-	$(SUDO) $(BIN)/python bench/picture.py bench/results/library.json
+	$(SUDO) $(BIN)/python bench/bench_library.py --output bench/results/library.json
 
 clean:                       ## back to what is in git
 	rm -rf build dist *.egg-info $(VENV) l2fwd/*.so l2fwd/bpf_objects .*_cache .hypothesis .benchmarks

@@ -2,17 +2,16 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from bench.options import add_common, settle
+from bench.options import add_common, links_of, settle
 from bench.record import Record
 from l2fwd.__main__ import Parser
-from l2fwd.errors import EXIT_FAILED, EXIT_PERMISSION, L2fwdError
+from l2fwd.errors import EXIT_FAILED, L2fwdError
 
 SUITES: Final = {
     "micro": "ring loop, classifier, programs: each beside its C or bare-kernel reference",
@@ -29,6 +28,7 @@ OTHERS: Final = {
     "compare": "what changed between two result files, beyond the noise",
 }
 RESULTS: Final = Path("bench/results")
+QUIET_SECONDS: Final = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,23 +52,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_suite(name: str, arguments: Sequence[str]) -> int:
     """Run one suite as its command line says."""
+    from bench.preflight import require_root
+
     suite = importlib.import_module(f"bench.bench_{name}")
     parser = Parser(prog=f"bench {name}", description=suite.__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add_common(parser)
     suite.add_arguments(parser)
     options = settle(parser, parser.parse_args(arguments), suite.ROUNDS)
-    if os.geteuid() != 0:
-        print(f"bench {name}: not root; run it with sudo", file=sys.stderr)
-        return EXIT_PERMISSION
+    require_root()
     return run(name, suite, options)
 
 
 def run(name: str, suite: ModuleType, options: argparse.Namespace) -> int:
     """Run a suite with settled options, and write what it found."""
+    from bench import preflight  # needs what is compiled; report and compare do without
+
     output = options.output or RESULTS / f"{name}.json"
     given = {key: value for key, value in vars(options).items() if _is_plain(value)}
-    with Record(name, given, output=output, quiet=options.json) as record:
+    links = links_of(options)
+    needs = suite.needs(options) if hasattr(suite, "needs") else preflight.Needs()
+    quiet_seconds = 0.0 if options.level == "tiny" else QUIET_SECONDS
+    with (
+        Record(name, given, output=output, quiet=options.json, links=links) as record,
+        preflight.ready(links, needs, record.note, quiet_seconds=quiet_seconds),
+    ):
         suite.run(options, record)
     return 0
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -22,13 +22,22 @@ class Record:
     options : mapping
         As given on the command line.
     output : Path, optional
-        The file; also written if the run is cut short, with ``complete`` false.
+        The file; also written if the run is cut short, with ``complete`` false.  A run that
+        ended before its first figure leaves the file as it was.
     quiet : bool
         Show nothing but the JSON object.
+    links : sequence of str
+        The NICs, which the environment tells of.
     """
 
     def __init__(
-        self, suite: str, options: Mapping[str, Any], *, output: Path | None, quiet: bool
+        self,
+        suite: str,
+        options: Mapping[str, Any],
+        *,
+        output: Path | None,
+        quiet: bool,
+        links: Sequence[str] = (),
     ) -> None:
         self.figures: list[Figure] = []
         self.skipped: list[dict[str, str]] = []
@@ -36,7 +45,7 @@ class Record:
         self._suite, self._options = suite, dict(options)
         self._output, self._quiet = output, quiet
         self._began = time.time()
-        self._environment = describe()
+        self._environment = describe(links)
         self._is_complete = False
 
     def __enter__(self) -> Self:
@@ -45,7 +54,7 @@ class Record:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._is_complete = kind is None
         text = json.dumps(self.as_dict())
-        if self._output:
+        if self._output and (self._is_complete or self.figures):
             self._output.parent.mkdir(parents=True, exist_ok=True)
             self._output.write_text(text + "\n")
         if self._quiet:

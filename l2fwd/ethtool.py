@@ -1,4 +1,4 @@
-"""Offloads, driver and channels of a link, over the ethtool ioctls.
+"""Offloads, driver, channels and steering of a link, over the ethtool ioctls.
 
 Made here, not by pyroute2: that lacks the driver's name, and takes the kernel's "changed, but
 not as wished" (ETHTOOL_F_WISH) for a missing feature.  A socket per call, in the network
@@ -12,7 +12,7 @@ import fcntl
 import fnmatch
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -21,10 +21,16 @@ from l2fwd.words import check_ifname
 
 # linux/sockios.h, linux/ethtool.h
 _SIOCETHTOOL: Final = 0x8946
+_GSET: Final = 0x01
 _GDRVINFO: Final = 0x03
 _GRINGPARAM: Final = 0x10
+_GPAUSEPARAM: Final = 0x12
 _GSTRINGS: Final = 0x1B
+_GRXFH: Final = 0x29
+_SRXFH: Final = 0x2A
 _GSSET_INFO: Final = 0x37
+_GRXFHINDIR: Final = 0x38
+_SRXFHINDIR: Final = 0x39
 _GFEATURES: Final = 0x3A
 _SFEATURES: Final = 0x3B
 _GCHANNELS: Final = 0x3C
@@ -34,6 +40,13 @@ _STRING_BYTES: Final = 32  # ETH_GSTRING_LEN
 _DRVINFO_BYTES: Final = 196  # sizeof(struct ethtool_drvinfo)
 _CHANNELS: Final = struct.Struct("9I")  # struct ethtool_channels
 _RINGS: Final = struct.Struct("9I")  # struct ethtool_ringparam
+_PAUSE: Final = struct.Struct("4I")  # struct ethtool_pauseparam
+_SETTINGS: Final = struct.Struct("12xH14xH14x")  # struct ethtool_cmd: speed, speed_hi
+_HASH: Final = struct.Struct("=2IQ")  # struct ethtool_rxnfc, what these two commands look at
+_NO_SPEED: Final = 0xFFFFFFFF  # SPEED_UNKNOWN
+UDP_V4_FLOW: Final = 0x02
+# RXH_IP_SRC, RXH_IP_DST, RXH_L4_B_0_1, RXH_L4_B_2_3: addresses and ports
+ADDRESSES_AND_PORTS: Final = 0xF0
 
 # ethtool(8) has names of its own for some features, and for groups of them.
 _FEATURE_GROUPS: Final = {
@@ -150,6 +163,11 @@ def bus_info(ifname: str) -> str:
     return _driver_text(ifname, 100)
 
 
+def firmware(ifname: str) -> str:
+    """Return the version of what runs on a link's NIC, or an empty string."""
+    return _driver_text(ifname, 68)
+
+
 def _driver_text(ifname: str, offset: int) -> str:
     """Return 32 bytes of struct ethtool_drvinfo as text."""
     request = struct.pack("I", _GDRVINFO).ljust(_DRVINFO_BYTES, b"\0")
@@ -161,10 +179,9 @@ def _driver_text(ifname: str, offset: int) -> str:
 
 def queue_counts(ifname: str) -> tuple[int, int] | None:
     """Return RX and TX channels in use, or None where the driver does not tell."""
-    request = struct.pack("I", _GCHANNELS).ljust(_CHANNELS.size, b"\0")
-    with suppress(KernelError), _ethtool_socket() as sock:
-        answer = _ethtool(sock, ifname, request, "read channels of")
-        *_, rx, tx, _other, combined = _CHANNELS.unpack(answer)
+    fields = _fields(ifname, _GCHANNELS, _CHANNELS, "read channels of")
+    if fields is not None:
+        *_, rx, tx, _other, combined = fields
         if rx + combined and tx + combined:
             return rx + combined, tx + combined
     return None
@@ -172,11 +189,83 @@ def queue_counts(ifname: str) -> tuple[int, int] | None:
 
 def rx_ring_size(ifname: str) -> int:
     """Return the slots of each RX ring of the NIC, or 0 where the driver does not tell."""
-    request = struct.pack("I", _GRINGPARAM).ljust(_RINGS.size, b"\0")
+    return ring_sizes(ifname)[0]
+
+
+def ring_sizes(ifname: str) -> tuple[int, int]:
+    """Return the slots of each RX and TX ring of the NIC, 0 where the driver does not tell."""
+    _, *fields = _fields(ifname, _GRINGPARAM, _RINGS, "read rings of") or [0] * 9
+    # after the most there can be of each kind: rx, rx_mini, rx_jumbo, tx
+    return fields[4], fields[7]
+
+
+def speed(ifname: str) -> int:
+    """Return the speed of a link in Mbit/s, or 0 where it is not known, or has no carrier."""
+    low, high = _fields(ifname, _GSET, _SETTINGS, "read speed of") or (0, 0)
+    megabits = high << 16 | low
+    return 0 if megabits == _NO_SPEED else megabits
+
+
+def pause_frames(ifname: str) -> tuple[bool, bool] | None:
+    """Tell whether a NIC heeds pause frames, and sends them; None where the driver does not."""
+    fields = _fields(ifname, _GPAUSEPARAM, _PAUSE, "read pause of")
+    return (bool(fields[2]), bool(fields[3])) if fields else None
+
+
+def rss_table(ifname: str) -> list[int]:
+    """Return which queue each part of the hashes goes to; empty where the NIC has no such table."""
     with suppress(KernelError), _ethtool_socket() as sock:
-        answer = _ethtool(sock, ifname, request, "read rings of")
-        return int(_RINGS.unpack(answer)[5])  # after the most there can be of each kind
-    return 0
+        request = struct.pack("2I", _GRXFHINDIR, 0)
+        answer = _ethtool(sock, ifname, request, "read RSS table of")
+        (size,) = struct.unpack_from("I", answer, 4)
+        request = struct.pack("2I", _GRXFHINDIR, size).ljust(8 + 4 * size, b"\0")
+        answer = _ethtool(sock, ifname, request, "read RSS table of")
+        return list(struct.unpack_from(f"{size}I", answer, 8))
+    return []
+
+
+def set_rss_table(ifname: str, queues: Sequence[int]) -> None:
+    """Say which queue each part of the hashes goes to; nothing: as the driver has it at first.
+
+    Raises
+    ------
+    KernelError
+        EINVAL if a queue is not there, or the table has another size.
+    """
+    request = struct.pack(f"{2 + len(queues)}I", _SRXFHINDIR, len(queues), *queues)
+    with _ethtool_socket() as sock:
+        _ethtool(sock, ifname, request, "set RSS table of")
+
+
+def hash_fields(ifname: str, flow_type: int) -> int | None:
+    """Return what the NIC hashes of such packets, as RXH_* bits; None where it does not tell."""
+    with suppress(KernelError), _ethtool_socket() as sock:
+        request = _HASH.pack(_GRXFH, flow_type, 0)
+        answer = _ethtool(sock, ifname, request, "read hash fields of")
+        return int(_HASH.unpack(answer)[2])
+    return None
+
+
+def set_hash_fields(ifname: str, flow_type: int, fields: int) -> None:
+    """Say what the NIC hashes of such packets.
+
+    Raises
+    ------
+    KernelError
+        EINVAL or EOPNOTSUPP if the driver cannot.
+    """
+    with _ethtool_socket() as sock:
+        _ethtool(sock, ifname, _HASH.pack(_SRXFH, flow_type, fields), "set hash fields of")
+
+
+def _fields(
+    ifname: str, command: int, layout: struct.Struct, operation: str
+) -> tuple[int, ...] | None:
+    """Return what a driver fills in, or None where it does not know the command."""
+    with suppress(KernelError), _ethtool_socket() as sock:
+        request = struct.pack("I", command).ljust(layout.size, b"\0")
+        return layout.unpack(_ethtool(sock, ifname, request, operation))
+    return None
 
 
 def _ethtool_socket() -> socket.socket:

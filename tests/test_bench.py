@@ -84,20 +84,6 @@ def test_the_library_bench_ends_with_eleven_cases_against_both_rivals(tmp_path):
     assert 0 < result["flood"]["ours"]["core"] < 2
 
 
-def test_the_picture_shows_what_the_library_bench_wrote(tmp_path):
-    pytest.importorskip("matplotlib", reason="no matplotlib: pip install 'l2fwd[bench]'")
-    figures = {"pps": 9e5, "ratio": 2.0, "spread": [1.9, 2.2]}
-    row = {
-        "pps": 1.8e6, "goal": 2.0, "driver": "veth", "mode": "native", "bind": "copy",
-        "packet_bytes": 64, "rivals": {"af_packet": figures, "scapy": figures},
-    }  # fmt: skip
-    cases = {"send": row | {"alone": row}, "echo": row | {"goal": None}}
-    source = tmp_path / "library.json"
-    source.write_text(json.dumps({"cases": cases, "rounds": 1}))
-    subprocess.run([sys.executable, BENCH / "picture.py", source], check=True, timeout=60)
-    assert source.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.privileged
 def test_the_bench_of_the_tools_ends_with_a_rate_per_tool_mode_and_size():
     result = last_object("bench_tools.py")
