@@ -22,25 +22,6 @@ def last_object(name, *options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_ring_bench_ends_with_a_ratio_its_spread_and_the_goal():
-    result = last_object("bench_rings.py")
-    assert result["goal"] == 1.0
-    assert result["spread"][0] <= result["ratio"] <= result["spread"][1]
-    assert result["ours_ns"] > 0 < result["reference_ns"]
-
-
-def test_the_classifier_bench_ends_with_the_growth_and_a_ratio_per_table():
-    result = last_object("bench_classify.py")
-    assert result["growth_goal"] == 3.0
-    for figures in result["growth"].values():
-        assert figures["spread"][0] <= figures["growth"] <= figures["spread"][1]
-    assert result["hot_ns"] > 0
-    for table in (*result["rules"].values(), *result["masks"].values()):
-        for figures in (table["look_up"], table["packet"]):
-            assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
-            assert figures["ours_ns"] > 0 < figures["reference_ns"]
-
-
 @pytest.mark.privileged
 def test_the_forwarding_bench_ends_with_a_ratio_per_peer_and_size():
     result = last_object("bench_forward.py")
@@ -57,16 +38,6 @@ def test_the_bench_of_the_kernels_paths_ends_with_ratios_and_how_fast_it_learns(
         assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
     assert result["new_flows_per_second"] > 0
     assert 0 < result["entry_us"]["p50"] <= result["entry_us"]["p99"]
-
-
-@pytest.mark.privileged
-def test_the_program_bench_ends_with_a_ratio_its_spread_and_the_goal_per_program_and_size():
-    result = last_object("bench_programs.py")
-    assert result["goals"] == {"xconnect": 1.5, "rule": 3.0, "flow": 3.0}
-    for programs in result["sizes"].values():
-        assert set(programs) == {"plain", *result["goals"]}
-        for figures in programs.values():
-            assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
 
 
 @pytest.mark.privileged
