@@ -1,12 +1,8 @@
 """The suite ``micro`` runs, tiny, so that it cannot rot; its times mean nothing here."""
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +12,8 @@ from bench.case import Case
 from bench.record import Record
 from bench.rounds import Rounds, ns_each
 from l2fwd.errors import ConfigError
+from tests.run_bench import bench, tiny_result
 
-ROOT = Path(__file__).parents[1]
 PROGRAMS = [
     f"program, {size} bytes, {name}" for size in (64, 1514) for name in ("xconnect", "rule", "flow")
 ]
@@ -39,23 +35,11 @@ RATIOS = {
 INSTRUCTIONS = "ring loop, pass-through, instructions, ours"
 
 
-def bench(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     if os.geteuid() != 0:
         pytest.skip("needs root: sudo make test")
-    output = tmp_path_factory.mktemp("results") / "micro.json"
-    done = bench("micro", "--tiny", "--json", "--output", output)
-    assert done.returncode == 0, done.stderr
-    printed = json.loads(done.stdout)
-    assert json.loads(output.read_text()) == printed
-    return printed
+    return tiny_result("micro", tmp_path_factory.mktemp("results"))
 
 
 @pytest.mark.privileged
