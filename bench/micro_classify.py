@@ -19,7 +19,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 import numpy as np
@@ -86,9 +86,6 @@ class Packets:
                 rows[:, offset : offset + 4] = value
 
 
-LookUp = Callable[[Packets, Ranks], None]
-
-
 def masked_keys(place: int, ranks: Integers) -> tuple[bytes, Bytes]:
     """Return the mask whose source prefix is ``place`` bits short, and the keys of its rules."""
     src = f"0.0.0.0/{32 - place}"
@@ -139,7 +136,11 @@ class Rules:
         self._library.reference_close(self._reference)
 
 
-def looking_up(look_up: LookUp, rule_count: int) -> Work:
+LookUp = Callable[[Rules, Packets, Ranks], None]
+FindRules = Callable[[int, int], Rules]  # by numbers of rules and of masks
+
+
+def looking_up(look_up: Callable[[Packets, Ranks], None], rule_count: int) -> Work:
     """Return work: look up packets that hit rules at random, others each time it is made."""
     packets, ranks = Packets(), np.zeros(_PACKETS_PER_CALL, np.uint32)
     rng = np.random.default_rng(next(_SEEDS))
@@ -174,43 +175,44 @@ def cases(level: str) -> Iterator[list[Case]]:
     """Numbers of rules under one mask, numbers of masks, and the growth."""
     rule_counts = _RULE_COUNTS.get(level, _ALL_RULE_COUNTS)
     mask_counts = _MASK_COUNTS.get(level, _ALL_MASK_COUNTS)
+    shapes = [(count, 1) for count in rule_counts]
+    shapes += [(_RULES_OF_MASKS, count) for count in mask_counts]
     with library() as loaded:
-        one_mask = [Rules(loaded, count, 1) for count in rule_counts]
-        many_masks = [Rules(loaded, _RULES_OF_MASKS, count) for count in mask_counts]
+        find = cache(partial(Rules, loaded))  # a million rules take seconds to make
         yield [
-            *(case for rules in one_mask + many_masks for case in _against_reference(rules)),
-            *_growth(one_mask[0], one_mask[-1]),
+            *(case for shape in shapes for case in _against_reference(find, *shape)),
+            *_growth(find, rule_counts[0], rule_counts[-1]),
         ]
 
 
-def _against_reference(rules: Rules) -> Iterator[Case]:
+def _make(find: FindRules, count: int, mask_count: int, look_up: LookUp) -> Work:
+    return looking_up(partial(look_up, find(count, mask_count)), count)
+
+
+def _against_reference(find: FindRules, count: int, mask_count: int) -> Iterator[Case]:
     for what, ours, reference in (
-        ("look-up", rules.our_keys, rules.reference_keys),
-        ("frame to rule", rules.our_frames, rules.reference_frames),
+        ("look-up", Rules.our_keys, Rules.reference_keys),
+        ("frame to rule", Rules.our_frames, Rules.reference_frames),
     ):
         yield Case(
-            name=f"{what}, rules {rules.count}, masks {rules.mask_count}",
+            name=f"{what}, rules {count}, masks {mask_count}",
             contenders={
-                "ours": partial(looking_up, ours, rules.count),
-                "C": partial(looking_up, reference, rules.count),
+                "ours": partial(_make, find, count, mask_count, ours),
+                "C": partial(_make, find, count, mask_count, reference),
             },
             reference="C",
             goals={"ours": GOAL},
-            values={"rules": rules.count, "masks": rules.mask_count},
+            values={"rules": count, "masks": mask_count},
         )
 
 
-def _growth(few: Rules, many: Rules) -> Iterator[Case]:
-    for what, with_few, with_many in (
-        ("look-up", few.our_keys, many.our_keys),
-        ("frame to rule", few.our_frames, many.our_frames),
-    ):
+def _growth(find: FindRules, few: int, many: int) -> Iterator[Case]:
+    for what, look_up in (("look-up", Rules.our_keys), ("frame to rule", Rules.our_frames)):
         yield Case(
             name=f"growth, {what}",
             contenders={
-                f"rules {many.count}": partial(looking_up, with_many, many.count),
-                f"rules {few.count}": partial(looking_up, with_few, few.count),
+                f"rules {count}": partial(_make, find, count, 1, look_up) for count in (many, few)
             },
-            reference=f"rules {few.count}",
-            goals={f"rules {many.count}": GROWTH_GOAL},
+            reference=f"rules {few}",
+            goals={f"rules {many}": GROWTH_GOAL},
         )
