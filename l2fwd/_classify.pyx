@@ -560,6 +560,27 @@ cdef class Classifier:
                 find_ranks(&self.table, packets, burst, &ranks[first])
                 first += burst
 
+    def parse_frames(self, const uint8_t[:, ::1] frames, uint32_t in_ifindex,
+                     uint8_t[:, ::1] keys):
+        """Find what each frame shows to the rules; ``key`` for many, for measuring.
+
+        Parameters
+        ----------
+        frames : uint8, shape (n, length)
+            All of one length, 14 bytes or more.
+        in_ifindex : int
+        keys : uint8, shape (n, 64)
+            Gets the keys, ``records.KEY`` each.
+        """
+        cdef uint32_t count = frames.shape[0]
+        cdef uint32_t length = frames.shape[1]
+        cdef uint32_t i
+        if length < ETHERNET_HEADER_BYTES or keys.shape[0] < count or keys.shape[1] != KEY_BYTES:
+            raise ConfigError("frames must have shape (n, 14 or more), keys shape (n, 64)")
+        with nogil:
+            for i in range(count):
+                parse_packet(&frames[i, 0], length, in_ifindex, <packet_key*>&keys[i, 0])
+
     def decide(self, const uint8_t[::1] frame, uint32_t in_ifindex):
         """Return the verdict on one frame, and what becomes of it; for tests and ``rules test``.
 

@@ -191,7 +191,7 @@ class BoundSocket:
         with contextlib.ExitStack() as undo:
             undo.callback(self._close)
             os.set_inheritable(self.handle.fd, False)  # a child must not keep the queue bound
-            if split and not self.is_zero_copy and not os.environ.get("NOSPLIT"):
+            if split and not self.is_zero_copy:
                 self.sender = TxSocket(ifname, queue_id, self.handle.fd, config.ring_size)
             self.tx_budget = self._set_tx_budget(config.tx_budget)
             self.port = self._make_port(umem, make_port)
@@ -210,7 +210,7 @@ class BoundSocket:
             owner=(self.handle, self.sender),
             max_fragments=self._max_fragments() if self.config.frags else 1,
             tx_fd=self.sender.fd if self.sender else -1,
-            is_copied=not self.is_zero_copy and not os.environ.get("NOPREFETCH"),
+            is_copied=not self.is_zero_copy,
         )
 
     @property
@@ -264,7 +264,9 @@ class BoundSocket:
         """Return the kernel's counters of this socket; old kernels know only three."""
         found = _statistics(self.handle)
         if self.sender:
-            add(found, _statistics(self.sender))
+            # Not all: both tell what their common fill ring lacked.
+            sent = _statistics(self.sender)
+            add(found, {name: sent[name] for name in sent if name.startswith("tx_")})
         return found
 
     def kernel_drops(self, statistics: dict[str, int] | None = None) -> dict[str, int]:

@@ -302,6 +302,21 @@ def test_frames_are_classified_as_decide_does(count):
     assert found == [classifier.decide(frame, 3)[2] for frame in frames]
 
 
+def test_many_frames_show_what_each_shows_by_itself():
+    rng = random.Random(4)
+    frames = [random_frame(rng).ljust(70, b"\0")[:70] for _ in range(50)]
+    keys = np.full((51, 64), 7, np.uint8)
+    BARE.parse_frames(np.frombuffer(b"".join(frames), np.uint8).reshape(-1, 70), 3, keys)
+    assert [key.tobytes() for key in keys[:50]] == [BARE.key(frame, 3) for frame in frames]
+    assert set(keys[50].tolist()) == {7}
+
+
+@pytest.mark.parametrize(("length", "shape"), [(13, (2, 64)), (60, (1, 64)), (60, (2, 63))])
+def test_keys_of_another_shape_are_refused(length, shape):
+    with pytest.raises(ConfigError, match="must have shape"):
+        BARE.parse_frames(np.zeros((2, length), np.uint8), 3, np.zeros(shape, np.uint8))
+
+
 def test_an_empty_table_takes_nothing_and_actions_are_given_back():
     assert set(ranks_of(BARE, [bytes(64)] * 3)) == {NO_RANK}
     assert BARE.decide(MACS + b"\x08\x06", 3) == ("pass", MACS + b"\x08\x06", None)

@@ -284,7 +284,7 @@ def test_a_generator_that_is_done_sleeps():
     assert len(bed.sent) == 1000
     bed = Bed(make(count=8))
     run_until(bed.worker, lambda: False, seconds=0.3)
-    turns, _ = bed.worker.turns
+    turns, _, _ = bed.worker.turns
     assert turns < 60, "polls are bounded by 5 ms, and by 100 ms once all frames are back"
 
 
@@ -394,7 +394,7 @@ def test_a_paced_worker_keeps_below_its_rate_and_sleeps_in_between():
     bed = Bed(make(step_ns=500_000.0))
     seconds = run_until(bed.worker, lambda: False, seconds=0.4)
     assert 0.2 * 2000 * seconds < bed.generator.made <= 2000 * (seconds + 0.3) + 4
-    turns, sleeps = bed.worker.turns
+    turns, sleeps, _ = bed.worker.turns
     assert sleeps > 0
     assert turns < 8 * bed.generator.made
     bed.check_books()

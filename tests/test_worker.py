@@ -341,7 +341,7 @@ def test_run_forwards_in_its_own_thread_and_sleeps_when_idle(bed):
     thread.join(1)
     assert not thread.is_alive()
     assert bed.right.sent == [PACKET] * 10
-    turns, sleeps = bed.worker.turns
+    turns, sleeps, _ = bed.worker.turns
     assert turns < 60, "polls are bounded by 5 ms, and by 100 ms once all frames are back"
     assert sleeps >= 1
 

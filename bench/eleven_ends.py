@@ -1,4 +1,4 @@
-"""Where the library's bench runs: a link, its far end, a filler, and the rivals on that link.
+"""Where the suite ``eleven`` runs: a link, its far end, and a filler that offers packets there.
 
 The far end of a veth drops in an XDP program whatever is sent: the same for all contenders, and in
 the sender's own time, as a veth takes frames in the softirq of who sent them.  The link with no far
@@ -11,38 +11,27 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import bed as bench
-
+from bench import bed
+from bench.traffic import Load, packet_of
 from l2fwd import link
 from l2fwd.bpf import Program
 from l2fwd.config import AttachMode
-from l2fwd.errors import KernelError
+from l2fwd.errors import KernelError, UnsupportedError
 from l2fwd.lab import Bed
 
 SIZE: Final = 64  # bytes of a packet
 TURN: Final = 768  # packets between two looks at the clock, per queue; a socket has 1024 frames
-SCAPY_TURN: Final = 64
 BURST: Final = 64  # packets of a batch
-BUFFER: Final = 2048
 _FLOWS: Final = 64  # so that the hash leaves no queue idle
 _SOURCE_PORT: Final = 34  # offset in an untagged IPv4 packet without options
-_ETH_P_IP: Final = 0x0800
-_RECEIVE_BUFFER: Final = 16 << 20  # bytes; the kernel counts 768 for a packet of 64
-_SO_RCVBUFFORCE: Final = 33
-_NO_WAIT: Final = socket.MSG_DONTWAIT  # what is lost on the way must not cost a time-out
+RECEIVE_BUFFER: Final = 16 << 20  # bytes; the kernel counts 768 for a packet of 64
+SO_RCVBUFFORCE: Final = 33
 _LOOK_SECONDS: Final = 0.0005
-
-
-class NoLoneLinkError(Exception):
-    """This host makes no ifb."""
-
-
-Turn = Callable[[], int]  # moves packets, and returns how many
 
 
 @dataclass(frozen=True)
@@ -69,8 +58,8 @@ class Ends:
 
 @contextmanager
 def veth_ends(queues: int) -> Iterator[Ends]:
-    with Bed(f"l2fwd-bench{os.getpid()}", queues=queues) as bed, ExitStack() as undo:
-        ends = Ends("f0", bed.fwd, "g0", bed.gen, queues)
+    with Bed(f"l2fwd-bench{os.getpid()}", queues=queues) as lab, ExitStack() as undo:
+        ends = Ends("f0", lab.fwd, "g0", lab.gen, queues)
         undo.callback(drop_all(ends))
         yield ends
 
@@ -102,9 +91,7 @@ def lone_ends(queues: int) -> Iterator[Ends]:
             try:
                 subprocess.run([*inside, *command], check=True, capture_output=True)
             except (OSError, subprocess.CalledProcessError) as error:
-                raise NoLoneLinkError(
-                    f"no ifb here, the sender alone is left out: {error}"
-                ) from None
+                raise UnsupportedError(f"no ifb: {error}") from None
         yield Ends("i0", netns, None, None, queues)
 
 
@@ -130,9 +117,17 @@ def drop_all(ends: Ends) -> Callable[[], None]:
 
 def packet(flow: int = 0) -> bytes:
     """Return a UDP packet of ``SIZE`` bytes."""
-    made = bytearray(bench.udp_packet(SIZE))
+    made = bytearray(packet_of(Load(size=SIZE, packet="udp")))
     made[_SOURCE_PORT : _SOURCE_PORT + 2] = (1024 + flow).to_bytes(2, "big")
     return bytes(made)
+
+
+def packet_socket(ifname: str, protocol: int) -> socket.socket:
+    """Open an AF_PACKET socket with room for what waits; protocol 0 is for sending alone."""
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    opened.bind((ifname, protocol))
+    return opened
 
 
 # Packets to receive
@@ -146,8 +141,8 @@ class Filler:
         self._ends = ends
         self._packets = [packet(flow) for flow in range(_FLOWS)]
         with link.in_netns(ends.peer_netns):
-            self._socket = _packet_socket(ends.peer, 0)
-        self._thread = ThreadPoolExecutor(1, initializer=_pin, initargs=(bench.GENERATOR_CPU,))
+            self._socket = packet_socket(ends.peer, 0)
+        self._thread = ThreadPoolExecutor(1, initializer=_pin, initargs=(bed.GENERATOR_CPU,))
 
     def fill(self, count: int) -> None:
         """Return when ``count`` packets have been sent and had the time to arrive."""
@@ -168,135 +163,12 @@ def _pin(cpu: int) -> None:
     os.sched_setaffinity(0, {cpu % (os.cpu_count() or 1)})
 
 
-def pin_contender() -> None:
-    """Give this thread the CPU that engines have."""
-    _pin(bench.ENGINE_CPU)
-
-
-# Rivals
-
-
-def _packet_socket(ifname: str, protocol: int) -> socket.socket:
-    opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-    opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-    opened.bind((ifname, protocol))
-    return opened
-
-
 @contextmanager
-def packet_send(ends: Ends) -> Iterator[Turn]:
-    """A Python loop of AF_PACKET ``send``."""
-    with link.in_netns(ends.netns):
-        opened = _packet_socket(ends.link, 0)
-
-    def turn() -> int:
-        send, each = opened.send, packet()
-        for _ in range(TURN):
-            send(each)
-        return TURN
-
-    with opened:
-        yield turn
-
-
-@contextmanager
-def packet_receive(ends: Ends) -> Iterator[Turn]:
-    """A Python loop of AF_PACKET ``recv``."""
-    with link.in_netns(ends.netns):
-        opened = _packet_socket(ends.link, _ETH_P_IP)
-
-    def turn() -> int:
-        receive = opened.recv
-        done = 0
-        with suppress(BlockingIOError):
-            while done < TURN * ends.queues:
-                receive(BUFFER, _NO_WAIT)
-                done += 1
-        return done
-
-    with opened:
-        yield turn
-
-
-@contextmanager
-def packet_echo(ends: Ends) -> Iterator[Turn]:
-    """A Python loop of AF_PACKET ``recv`` and ``send``."""
-    with link.in_netns(ends.netns):
-        opened = _packet_socket(ends.link, _ETH_P_IP)
-
-    def turn() -> int:
-        receive, send = opened.recv, opened.send
-        done = 0
-        with suppress(BlockingIOError):
-            while done < TURN * ends.queues:
-                send(receive(BUFFER, _NO_WAIT))
-                done += 1
-        return done
-
-    with opened:
-        yield turn
-
-
-@contextmanager
-def _scapy(ends: Ends) -> Iterator[Any]:
-    from scapy.all import conf  # all: what a user of it has, and what fills conf in
-
-    with link.in_netns(ends.netns):
-        conf.ifaces.reload()
-        opened = conf.L2socket(iface=ends.link)
+def pinned() -> Iterator[None]:
+    """Give this thread the CPU that engines have, while the context lasts."""
+    before = os.sched_getaffinity(0)
+    _pin(bed.ENGINE_CPU)
     try:
-        opened.ins.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        opened.ins.setblocking(False)
-        yield opened
+        yield
     finally:
-        opened.close()
-
-
-@contextmanager
-def scapy_send(ends: Ends) -> Iterator[Turn]:
-    """Scapy's ``L2socket.send`` of a packet made before."""
-    from scapy.layers.l2 import Ether
-
-    with _scapy(ends) as opened:
-        each = Ether(packet())
-
-        def turn() -> int:
-            for _ in range(SCAPY_TURN):
-                opened.send(each)
-            return SCAPY_TURN
-
-        yield turn
-
-
-@contextmanager
-def scapy_receive(ends: Ends) -> Iterator[Turn]:
-    """Scapy's ``L2socket.recv``."""
-    with _scapy(ends) as opened:
-
-        def turn() -> int:
-            done = 0
-            with suppress(BlockingIOError):
-                for _ in range(SCAPY_TURN):
-                    done += opened.recv(BUFFER) is not None
-            return done
-
-        yield turn
-
-
-@contextmanager
-def scapy_echo(ends: Ends) -> Iterator[Turn]:
-    """Scapy's ``L2socket.recv`` and ``send``."""
-    with _scapy(ends) as opened:
-
-        def turn() -> int:
-            done = 0
-            with suppress(BlockingIOError):
-                for _ in range(SCAPY_TURN):
-                    opened.send(opened.recv(BUFFER))
-                    done += 1
-            return done
-
-        yield turn
-
-
-Contender = Callable[[Ends], AbstractContextManager[Turn]]
+        os.sched_setaffinity(0, before)
