@@ -26,6 +26,7 @@ from l2fwd.errors import ConfigError, KernelError, RunError
 GENERATOR_CPU: Final = 0
 MAX_BYTES: Final = 3520  # of a live frame: a page, less headroom and skb_shared_info
 MIN_BYTES: Final = 60
+HEADER_BYTES: Final = 42  # before the stamp: Ethernet, IPv4, UDP
 IMIX: Final = (60, 570, 60, 570, 60, 1514, 60, 570, 60, 570, 60, 60)  # 7:4:1, without FCS
 
 _LIVE_FRAMES: Final = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
@@ -277,7 +278,7 @@ class _Sender:
             self._sent + load.later_from if load.later_from else 0,
             round(_SECOND_NS / load.later_rate) if load.later_rate else 0, 0,
             load.flows, 0, load.stamped,
-            len(IMIX) if load.imix else 0, 0, load.size, *sizes, packet_of(load)[:42],
+            len(IMIX) if load.imix else 0, 0, load.size, *sizes, packet_of(load)[:HEADER_BYTES],
         )  # fmt: skip
         self._program.update("lab_settings", {_FIRST: _SETTINGS.pack(*fields)})
 
