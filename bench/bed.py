@@ -340,6 +340,11 @@ def sent(netns: str, ifname: str) -> int:
     return _counter(netns, ifname, 9)
 
 
+def dropped_on_send(netns: str, ifname: str) -> int:
+    """Return the packets that a link was to send and dropped: a veth's end is full at 256."""
+    return _counter(netns, ifname, 11)
+
+
 def redirected(netns: str, ifname: str) -> int:
     """Return the packets that a link's XDP program has redirected, to a socket or a link.
 
