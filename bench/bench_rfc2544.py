@@ -4,7 +4,8 @@ Question: what does each engine carry without loss, how late are its frames then
           behave at the edges: under overload, after it, at its start, with single frames?
 Method:   a generator in the kernel sends so many frames at a rate; the sink's program counts what
           came, until it sees no more.  Rates and bursts are found by halving.  A trial in which
-          frames were lost while generator or engine were kept from their CPU is taken again.
+          frames were lost while generator or engine were kept from their CPU is taken again, so
+          that a rate is carried if one of --tries trials lost nothing.
           Frames of latency, recovery and the long run carry number and time.
           afxdp, redirect and hybrid forward between two links, macswap sends back by the same.
           A veth holds 256 frames on their way, which bounds bursts there.
@@ -25,7 +26,7 @@ from bench import learning, rfc_rates, rfc_starts
 from bench.bed import BenchBed, Engine, bench_bed
 from bench.engines import tool
 from bench.figures import Figure, ratio
-from bench.options import add_common, links_of, settle, wanted
+from bench.options import links_of, options_of, wanted
 from bench.peers import require_file, xdpsock, xsk_fwd
 from bench.record import Record
 from bench.rfc_case import Case, Plan, plan_of
@@ -261,7 +262,8 @@ def _p99_us(engine: Engine, bed: BenchBed, size: int | str, plan: Plan, rate: fl
 @pytest.mark.parametrize("name", OURS)
 def test_no_drop_rate(benchmark: Any, name: str) -> None:
     """pytest-benchmark's table is of the whole search; the rates are in extra_info."""
-    options = _tiny_options()
+    options = options_of(ROUNDS, add_arguments, "--tiny")
+    fill_in(options)
     record = Record("rfc2544", {}, output=None, quiet=True)
     subject, plan = OURS[name], plan_of(options)
     case = Case(name, 64)
@@ -281,13 +283,3 @@ def test_flows_learned(benchmark: Any) -> None:
     found = benchmark.pedantic(learning.setup_rate, ((), ROUNDS["tiny"][1]), rounds=1)
     benchmark.extra_info["flows/s"] = found
     assert found > 0
-
-
-def _tiny_options() -> argparse.Namespace:
-    """As ``bench rfc2544 --tiny`` has them."""
-    parser = argparse.ArgumentParser()
-    add_common(parser)
-    add_arguments(parser)
-    options = settle(parser, parser.parse_args(["--tiny"]), ROUNDS)
-    fill_in(options)
-    return options

@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import pytest
+
 from bench.bed import BenchBed, dropped_on_send
 from bench.leaks import Objects, kernel_objects, left_for_good, open_files, resident_kib
-from bench.options import wanted
+from bench.options import options_of, wanted
 from bench.record import Record
 from bench.rfc_case import Case
 from bench.rfc_rates import search
@@ -228,3 +230,13 @@ def _tell_left(case: Case, before: Objects, files: int, record: Record) -> None:
         left["files"] = grown
     record.take(case.figure("left behind", "objects", [sum(left.values())], better="lower",
                             goal=0, left=left))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_soak(benchmark: Any, name: str) -> None:
+    """pytest-benchmark's table is of the whole run; the ledger is in extra_info."""
+    options = options_of(ROUNDS, add_arguments, "--tiny", "--engine", name)
+    record = Record("soak", {}, output=None, quiet=True)
+    benchmark.pedantic(run, (options, record), rounds=1)
+    benchmark.extra_info.update({each.name: each.median for each in record.figures})
+    assert benchmark.extra_info[f"{name}: lost without a reason"] == 0

@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from bench.bed import BenchBed, Running
 from bench.figures import Figure
@@ -28,6 +28,8 @@ class Plan:
         Of a disturbed trial.
     soak_seconds : float
         Of the long trial at 90 % of the no-drop rate.
+    quiet_seconds : float
+        To wait at most for a quiet machine before a disturbed trial is taken again.
     """
 
     rounds: int
@@ -37,16 +39,22 @@ class Plan:
     resolution: float
     tries: int
     soak_seconds: float
+    quiet_seconds: float
 
     def trials(self, bed: BenchBed, running: Running) -> Trials:
-        return Trials(bed, running, self.seconds, self.settle_seconds, self.tries)
+        return Trials(
+            bed, running, self.seconds, self.settle_seconds, self.tries, self.quiet_seconds
+        )
+
+
+_QUIET_SECONDS: Final = {"tiny": 0.0, "quick": 0.5, "normal": 3.0, "full": 10.0}
 
 
 def plan_of(options: argparse.Namespace) -> Plan:
     return Plan(
         rounds=options.rounds, repeats=options.repeats, seconds=options.seconds,
         settle_seconds=options.settle, resolution=options.resolution, tries=options.tries,
-        soak_seconds=options.soak_seconds,
+        soak_seconds=options.soak_seconds, quiet_seconds=_QUIET_SECONDS[options.level],
     )  # fmt: skip
 
 

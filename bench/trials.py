@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from bench.bed import BenchBed, Running, Sample, offer, waited_ns
+from bench.bed import BenchBed, Running, Sample, offer, wait_until_quiet, waited_ns
 from bench.traffic import Load, Seen, Sink
 from l2fwd.errors import RunError
 
@@ -16,7 +16,7 @@ _SHORT: Final = 0.99  # of the frames asked for: less, and the rate was not offe
 _GRACE: Final = 0.005  # of a trial, and seconds: the generator begins later than it is told
 _GRACE_SECONDS: Final = 0.005
 _ATTEMPTS: Final = 3
-_WAIT_NS: Final = 1_000_000  # without a CPU: about what a ring of 2048 slots bears at full rate
+_WAIT_NS: Final = 200_000  # without a CPU: a veth bears less at full rate, 2048 slots more
 _LOOK_SECONDS: Final = 0.005
 _STEAL: Final = 8  # column of /proc/stat
 
@@ -83,6 +83,8 @@ class Trials:
         Without a frame, after which none is awaited; RFC 2544 says 2.
     tries : int
         Of a trial that something disturbed.
+    quiet_seconds : float
+        To wait at most for a quiet machine before one is taken again.
     """
 
     bed: BenchBed
@@ -90,6 +92,7 @@ class Trials:
     seconds: float
     settle_seconds: float
     tries: int
+    quiet_seconds: float = 0.0
 
     @property
     def sink(self) -> Sink:
@@ -131,6 +134,8 @@ class Trials:
         for _ in range(self.tries - 1):
             if is_good(trial) or not trial.is_disturbed:
                 break
+            if self.quiet_seconds:
+                wait_until_quiet(self.quiet_seconds)
             trial = self.take(load, seconds)
         return trial
 

@@ -21,7 +21,7 @@ from bench.rfc_rates import LATENCY_LOADS, PERCENTILES
 from bench.search import highest
 from bench.subjects import OURS
 from bench.traffic import HEADER_BYTES, Generator, Load, Seen, Sink, packet_of
-from bench.trials import Trial
+from bench.trials import Trial, Trials
 from l2fwd import link
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +140,45 @@ def test_a_trial_tells_rates_loss_and_whether_its_rate_was_offered():
     assert (trial.offered, trial.delivered) == (2000, 1800)
     assert Trial(1000, 900, 0.5, seen(900), False).is_short
     assert Trial(1000, 0, 0.5, seen(0), False).loss == 0
+
+
+class Scripted(Trials):
+    """Trials with a given end."""
+
+    def __init__(self, tries, *ends):
+        super().__init__(None, None, seconds=1.0, settle_seconds=0.0, tries=tries)
+        self.ends = list(ends)
+
+    def take(self, load, seconds=0.0):
+        return self.ends.pop(0)
+
+
+GOOD = Trial(1000, 1000, 1.0, seen(1000), False)
+LOSSY = Trial(1000, 1000, 1.0, seen(990), False)
+DISTURBED = Trial(1000, 1000, 1.0, seen(990), True)
+SHORT = Trial(1000, 900, 1.0, seen(900), False)
+
+
+@pytest.mark.parametrize(
+    ("ends", "passes", "left"),
+    [
+        ((GOOD, LOSSY), True, 1),
+        ((LOSSY, GOOD), False, 1),
+        ((SHORT, GOOD), False, 1),
+        ((DISTURBED, GOOD, GOOD), True, 1),
+        ((DISTURBED, DISTURBED, LOSSY, GOOD), False, 1),
+        ((DISTURBED, DISTURBED, GOOD), True, 0),
+    ],
+)
+def test_a_trial_is_taken_again_only_if_it_failed_and_was_disturbed(ends, passes, left):
+    trials = Scripted(3, *ends)
+    assert trials.passes(Load(rate=1000), 0.0) is passes
+    assert len(trials.ends) == left
+
+
+def test_a_trial_passes_with_the_loss_that_is_tolerated():
+    assert Scripted(1, LOSSY).passes(Load(rate=1000), 0.01)
+    assert not Scripted(1, LOSSY).passes(Load(rate=1000), 0.009)
 
 
 def test_between_two_nics_only_the_hairpin_fits():
