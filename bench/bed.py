@@ -18,10 +18,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bench.traffic import GENERATOR_CPU, Generator, Load, Sink
 from l2fwd import ethtool, link
@@ -53,9 +53,15 @@ class Running:
     ----------
     pid : int
         Of its process; 0: it is in the kernel.
+    threads : tuple of int
+        Of the kernel's, that do its work.
+    summary : dict
+        What it said at its end, if it says anything.
     """
 
     pid: int = 0
+    threads: tuple[int, ...] = ()
+    summary: dict[str, Any] = field(default_factory=dict)
 
 
 Engine = Callable[["BenchBed"], AbstractContextManager[Running]]
@@ -229,14 +235,13 @@ def watch(
 ) -> Sample:
     """Read all counters, twice; ``look`` stands for what is delivered."""
     look = look or bed.delivered
-    pids = [pid for pid in (running.pid, bed.generator.pid) if pid]
-    used, waited = _used_ns(running.pid), sum(map(_waited_ns, pids))
+    used, waited = _used_ns(running.pid), waited_ns(bed, running)
     began, offered, delivered = time.monotonic(), bed.offered(), look()
     time.sleep(seconds)
     offered, delivered = bed.offered() - offered, look() - delivered
     elapsed = time.monotonic() - began
     used = _used_ns(running.pid) - used
-    waited = sum(map(_waited_ns, pids)) - waited
+    waited = waited_ns(bed, running) - waited
     return Sample(
         offered / elapsed, delivered / elapsed, used / max(1, delivered), used / elapsed / 1e9,
         waited > _DISTURBED * elapsed * 1e9,
@@ -264,6 +269,11 @@ def _used_ns(pid: int) -> int:
     return sum(fields[0] for fields in _schedstats(pid))
 
 
+def waited_ns(bed: BenchBed, running: Running) -> int:
+    """Return how long generator and engine were ready to run, so far, and had no CPU."""
+    return sum(map(_waited_ns, (bed.generator.pid, running.pid, *running.threads)))
+
+
 def _waited_ns(pid: int) -> int:
     """Time that the threads of a process were ready and had no CPU."""
     return sum(fields[1] for fields in _schedstats(pid))
@@ -277,8 +287,9 @@ def _schedstats(pid: int) -> Iterator[tuple[int, int]]:
                 yield int(used), int(waited)
 
 
-def place_napi(*places: Place) -> None:
-    """Have the kernel's side of links run on the engine's CPU, in threads of its own."""
+def place_napi(*places: Place) -> tuple[int, ...]:
+    """Have the kernel's side of links run on the engine's CPU, in threads; return their ids."""
+    threads = []
     for netns, ifname in places:
         command = f"echo 1 > /sys/class/net/{ifname}/threaded"
         subprocess.run(["ip", "netns", "exec", netns, "sh", "-c", command], check=True)
@@ -288,6 +299,8 @@ def place_napi(*places: Place) -> None:
                     thread = int(comm.parent.name)
                     os.sched_setaffinity(thread, {ENGINE_CPU})
                     os.setpriority(os.PRIO_PROCESS, thread, _PRIORITY)
+                    threads.append(thread)
+    return tuple(threads)
 
 
 def prefer(pid: int) -> None:
@@ -325,6 +338,11 @@ def received(netns: str, ifname: str) -> int:
 def sent(netns: str, ifname: str) -> int:
     """Return the packets a link has sent, from the kernel's own counters."""
     return _counter(netns, ifname, 9)
+
+
+def dropped_on_send(netns: str, ifname: str) -> int:
+    """Return the packets that a link was to send and dropped: a veth's end is full at 256."""
+    return _counter(netns, ifname, 11)
 
 
 def redirected(netns: str, ifname: str) -> int:

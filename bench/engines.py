@@ -1,5 +1,6 @@
 """Ours on a bed: any verb of the command line, or none at all for a baseline in the kernel."""
 
+import json
 import os
 import signal
 import struct
@@ -8,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from bench.bed import ENGINE_CPU, BenchBed, Engine, Running, prefer
 from l2fwd import link
@@ -35,9 +36,10 @@ def forwarder(*options: str) -> Engine:
             prefer(engine.pid)
             for _ in engine.wait_for("ready", START_SECONDS):
                 pass
-            yield Running(engine.pid)
+            running = Running(engine.pid)
+            yield running
             with suppress(RunError):  # a busy machine may take longer; it is killed then
-                engine.stop()
+                running.summary.update(engine.stop()[-1])
 
     return run
 
@@ -52,9 +54,21 @@ def tool(verb: str, *options: str) -> Engine:
             assert running.stdout is not None
             if not running.stdout.readline():  # the first line: ready
                 raise RunError(f"{verb} ended: {failure_of(running)}")
-            yield Running(running.pid)
+            found = Running(running.pid)
+            yield found
+            found.summary.update(_last_object(running))
 
     return run
+
+
+def _last_object(running: "subprocess.Popen[bytes]") -> dict[str, Any]:
+    """Interrupt a tool; return the last line it said, its summary."""
+    running.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired, ValueError, IndexError):
+        output, _ = running.communicate(timeout=_STOP_SECONDS)
+        found: dict[str, Any] = json.loads(output.splitlines()[-1])
+        return found
+    return {}
 
 
 @contextmanager

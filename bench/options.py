@@ -1,7 +1,7 @@
 """Options that all suites have in common."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +48,16 @@ def settle(
         parser.error(f"seconds must be in (0, {_MAX_SECONDS:g}], got {options.seconds:g}")
     _check_links(parser, options)
     return options
+
+
+def options_of(
+    rounds: Rounds, add_arguments: Callable[[argparse.ArgumentParser], None], *words: str
+) -> argparse.Namespace:
+    """Return what a suite gets from such a command line."""
+    parser = argparse.ArgumentParser()
+    add_common(parser)
+    add_arguments(parser)
+    return settle(parser, parser.parse_args(words), rounds)
 
 
 def _check_links(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

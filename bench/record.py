@@ -63,17 +63,17 @@ class Record:
     def take(self, figure: Figure) -> None:
         """Keep a figure, and show it."""
         self.figures.append(figure)
-        self._say(row(figure))
+        self.say(row(figure))
 
     def skip(self, name: str, reason: str) -> None:
         """Keep what was not measured, and why."""
         self.skipped.append({"name": name, "reason": reason})
-        self._say(f"{name}: skipped: {reason}")
+        self.say(f"{name}: skipped: {reason}")
 
     def note(self, text: str) -> None:
         """Keep what a reader of the figures should know."""
         self.notes.append(text)
-        self._say(f"note: {text}")
+        self.say(f"note: {text}")
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as the files have it; ``ratios`` repeats those of the figures."""
@@ -90,7 +90,8 @@ class Record:
             "notes": self.notes,
         }
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Show a line that the file need not keep."""
         print(line, file=sys.stderr if self._quiet else sys.stdout, flush=True)
 
 

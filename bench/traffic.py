@@ -26,14 +26,17 @@ from l2fwd.errors import ConfigError, KernelError, RunError
 GENERATOR_CPU: Final = 0
 MAX_BYTES: Final = 3520  # of a live frame: a page, less headroom and skb_shared_info
 MIN_BYTES: Final = 60
+HEADER_BYTES: Final = 42  # before the stamp: Ethernet, IPv4, UDP
 IMIX: Final = (60, 570, 60, 570, 60, 1514, 60, 570, 60, 570, 60, 60)  # 7:4:1, without FCS
 
 _LIVE_FRAMES: Final = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
 _ENDLESS: Final = (1 << 31) - 1
 _BATCH: Final = 256  # TEST_XDP_MAX_BATCH
 _PACED_BATCH: Final = 8  # frames leave together with their batch
-_SETTINGS: Final = struct.Struct("=QQQQ6I12H48s")  # struct lab_settings
-_SEEN_FIELDS: Final = 6 + BUCKETS  # struct lab_seen
+_MOST_PACED: Final = 64
+_BATCH_SECONDS: Final = 1e-5  # that frames of a batch may be late at a high rate
+_SETTINGS: Final = struct.Struct("=7Q6I12H48s")  # struct lab_settings
+_SEEN_FIELDS: Final = 7 + BUCKETS  # struct lab_seen
 _SECOND_NS: Final = 10**9
 _FIRST: Final = bytes(4)  # the key of an array's only entry
 _TARGET_MAC: Final = "02 00 00 01 01 02"  # no link's own: what gets to a host is not looked at
@@ -65,6 +68,9 @@ class Load:
         Frames in all; 0: until stopped.
     stamped : bool
         Number and time in every frame, for ``Sink.seen``.
+    later_from : int
+        Frames after which ``later_rate`` holds, without a pause; 0: never.  Needs a ``rate``.
+    later_rate : float
     """
 
     size: int = 64
@@ -74,6 +80,8 @@ class Load:
     imix: bool = False
     limit: int = 0
     stamped: bool = False
+    later_from: int = 0
+    later_rate: float = 0.0
 
     def __post_init__(self) -> None:
         if not MIN_BYTES <= self.size <= MAX_BYTES:
@@ -108,6 +116,7 @@ class Generator:
                 start_new_session=True,
             )  # fmt: skip
         self._is_sending = False
+        self._changed_ns = 0
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +143,14 @@ class Generator:
             return 0
         self._is_sending = False
         self._child.send_signal(signal.SIGUSR1)
-        return int(self._answer()["sent"])
+        answer = self._answer()
+        self._changed_ns = int(answer["changed_ns"])
+        return int(answer["sent"])
+
+    @property
+    def changed_ns(self) -> int:
+        """When the last load went over to its later rate, CLOCK_MONOTONIC; 0: it did not."""
+        return self._changed_ns
 
     def _answer(self) -> dict[str, Any]:
         assert self._child.stdout is not None
@@ -157,6 +173,8 @@ class Seen:
         The last two of stamped frames only.
     latency : Latency
         Of stamped frames, from the program that made them to the one that counts them.
+    last_gap_ns : int
+        When the last frame was sent before which one is missing, CLOCK_MONOTONIC.
     """
 
     packets: int
@@ -164,6 +182,7 @@ class Seen:
     reordered: int
     corrupted: int
     latency: Latency
+    last_gap_ns: int = 0
 
     def __sub__(self, before: "Seen") -> "Seen":
         return Seen(
@@ -172,6 +191,7 @@ class Seen:
             self.reordered - before.reordered,
             self.corrupted - before.corrupted,
             self.latency - before.latency,
+            self.last_gap_ns,
         )
 
 
@@ -200,9 +220,10 @@ class Sink:
 
     def seen(self) -> Seen:
         """Return what it has counted since it was attached."""
-        fields = self._program.sums("lab_seen", 0, _SEEN_FIELDS)
-        packets, size, reordered, corrupted, _newest, total = fields[:6]
-        return Seen(packets, size, reordered, corrupted, Latency(fields[6:], total))
+        by_field = self._program.by_field("lab_seen", 0, _SEEN_FIELDS)
+        packets, size, reordered, corrupted, _newest, total, _gap, *buckets = map(sum, by_field)
+        latency = Latency(buckets, total)
+        return Seen(packets, size, reordered, corrupted, latency, max(by_field[6]))
 
 
 class _Sender:
@@ -231,11 +252,12 @@ class _Sender:
             print("{}", flush=True)
             self._send(load)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            self._sent = self._read()
-            print(json.dumps({"sent": self._sent - before}), flush=True)
+            self._sent, changed_ns = self._read()
+            answer = {"sent": self._sent - before, "changed_ns": changed_ns}
+            print(json.dumps(answer), flush=True)
 
     def _send(self, load: Load) -> None:
-        batch = _PACED_BATCH if load.rate or load.stamped else _BATCH
+        batch = _paced_batch(load) if load.rate or load.stamped else _BATCH
         while not self._is_told:
             try:
                 test_run(
@@ -252,14 +274,24 @@ class _Sender:
         limit = self._sent + load.limit if load.limit else 0
         fields = (
             round(_SECOND_NS / load.rate) if load.rate else 0,
-            time.monotonic_ns(), limit, self._sent, load.flows, 0, load.stamped,
-            len(IMIX) if load.imix else 0, 0, load.size, *sizes, packet_of(load)[:42],
+            time.monotonic_ns(), limit, self._sent,
+            self._sent + load.later_from if load.later_from else 0,
+            round(_SECOND_NS / load.later_rate) if load.later_rate else 0, 0,
+            load.flows, 0, load.stamped,
+            len(IMIX) if load.imix else 0, 0, load.size, *sizes, packet_of(load)[:HEADER_BYTES],
         )  # fmt: skip
         self._program.update("lab_settings", {_FIRST: _SETTINGS.pack(*fields)})
 
-    def _read(self) -> int:
+    def _read(self) -> tuple[int, int]:
+        """Return the frames sent since the process began, and when the rate changed."""
         _, values = self._program.items("lab_settings")
-        return int(_SETTINGS.unpack(values)[3])
+        fields = _SETTINGS.unpack(values)
+        return fields[3], fields[6]
+
+
+def _paced_batch(load: Load) -> int:
+    """Return how many frames may leave together: a few, more where they are close anyway."""
+    return max(_PACED_BATCH, min(_MOST_PACED, round(load.rate * _BATCH_SECONDS)))
 
 
 def main() -> None:

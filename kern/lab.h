@@ -23,7 +23,10 @@ struct lab_settings {
 	__u64 next_ns;	   /* when the next frame is due */
 	__u64 limit;	   /* frames to send; 0: no end */
 	__u64 sent;
-	__u32 flows; /* source MACs and IPv4 sources that take turns; 0: as given */
+	__u64 later_from; /* frames sent before the interval changes; 0: never */
+	__u64 later_interval_ns;
+	__u64 changed_ns; /* when it did */
+	__u32 flows;	  /* source MACs and IPv4 sources that take turns; 0: as given */
 	__u32 next_flow;
 	__u32 is_stamped;
 	__u32 size_count; /* 0: as given */
@@ -36,14 +39,15 @@ struct lab_settings {
 struct lab_seen {
 	__u64 packets;
 	__u64 bytes;
-	__u64 reordered;  /* stamped, behind a later one of the same CPU */
-	__u64 corrupted;  /* stamped, and not what was sent */
-	__u64 newest;	  /* sequence + 1 */
-	__u64 latency_ns; /* sum */
+	__u64 reordered;   /* stamped, behind a later one of the same CPU */
+	__u64 corrupted;   /* stamped, and not what was sent */
+	__u64 newest;	   /* sequence + 1 */
+	__u64 latency_ns;  /* sum */
+	__u64 last_gap_ns; /* when the last frame was sent that did not follow the one before */
 	__u64 buckets[LAB_BUCKETS];
 };
 
 _Static_assert(sizeof(struct lab_stamp) == 16, "lab_stamp is written into packets");
-_Static_assert(sizeof(struct lab_settings) == 128, "bench/traffic.py packs it");
+_Static_assert(sizeof(struct lab_settings) == 152, "bench/traffic.py packs it");
 
 #endif

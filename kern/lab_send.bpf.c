@@ -30,6 +30,12 @@ static __always_inline int is_due(struct lab_settings *settings, __u64 now)
 {
 	if (settings->limit && settings->sent >= settings->limit)
 		return 0;
+	if (settings->later_from && settings->sent >= settings->later_from &&
+	    !settings->changed_ns) {
+		settings->interval_ns = settings->later_interval_ns;
+		settings->next_ns = now;
+		settings->changed_ns = now;
+	}
 	if (!settings->interval_ns)
 		return 1;
 	if (now < settings->next_ns)

@@ -76,6 +76,8 @@ static __always_inline void look(struct lab_seen *seen, const struct lab_stamp *
 	__u64 age = bpf_ktime_get_ns() - stamp->sent_ns;
 	__u32 bucket = bucket_of(age);
 
+	if (stamp->sequence != seen->newest)
+		seen->last_gap_ns = stamp->sent_ns;
 	if (stamp->sequence < seen->newest)
 		seen->reordered++;
 	else

@@ -433,9 +433,13 @@ class Program:
 
     def sums(self, map_name: str, key: int, fields: int) -> list[int]:
         """Read a per-CPU value of ``fields`` u64, summed over CPUs."""
+        return [sum(each) for each in self.by_field(map_name, key, fields)]
+
+    def by_field(self, map_name: str, key: int, fields: int) -> list[tuple[int, ...]]:
+        """Read a per-CPU value of ``fields`` u64; return what each CPU has, field by field."""
         raw = self._object.per_cpu(map_name, key)
         words = struct.unpack(f"={len(raw) // 8}Q", raw)
-        return [sum(words[i::fields]) for i in range(fields)]
+        return [words[i::fields] for i in range(fields)]
 
     def pass_to_host(self, packet: bytes | bytearray | memoryview, ifindex: int) -> bool:
         """Let the host receive a packet on a link; False if it, or the driver, refuses.

@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import queue
-import re
 import signal
 import socket
 import struct
@@ -21,6 +20,7 @@ import pytest
 from hypothesis import settings
 from pyroute2 import IPRoute
 
+from bench.leaks import kernel_objects, left_for_good
 from l2fwd import link
 from l2fwd.lab import Bed
 
@@ -50,48 +50,6 @@ def pytest_collection_modifyitems(items):
 # Leak probes
 
 
-def bpf_ids(command):
-    """List all ids that bpf(2) enumerates with ``command`` (*_GET_NEXT_ID)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    found, last = set(), 0
-    while True:
-        attr = ctypes.create_string_buffer(struct.pack("III", last, 0, 0), 128)
-        if libc.syscall(321, command, attr, 128) < 0:
-            return found
-        last = struct.unpack_from("II", attr.raw)[1]
-        found.add(last)
-
-
-def xdp_sockets():
-    """Count AF_XDP sockets on this machine."""
-    row = re.search(r"^XDP\s+\d+\s+(\d+)", Path("/proc/net/protocols").read_text(), re.MULTILINE)
-    return int(row[1])
-
-
-def pinned_pages():
-    """Count pages pinned for UMEMs and the like."""
-    Path("/proc/sys/vm/stat_refresh").read_bytes()  # per-CPU counts, added up once a second
-    counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counts["nr_foll_pin_acquired"]) - int(counts["nr_foll_pin_released"])
-
-
-def kernel_objects():
-    """Return what a test may leave behind: programs, maps, links, sockets, pages, namespaces."""
-    return {
-        "programs": bpf_ids(11),
-        "maps": bpf_ids(12),
-        "links": bpf_ids(31),
-        "sockets": set(range(xdp_sockets())),
-        "pages": set(range(max(0, pinned_pages()))),
-        "namespaces": set(link.list_netns()),
-    }
-
-
-def left_over(before):
-    now = kernel_objects()
-    return {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
-
-
 @pytest.fixture(autouse=True)
 def no_leaks(request):
     """Every privileged test leaves the kernel as it found it; freeing may take a moment."""
@@ -100,10 +58,7 @@ def no_leaks(request):
         return
     before = kernel_objects()
     yield
-    deadline = time.monotonic() + 5
-    while left_over(before) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert left_over(before) == {}
+    assert left_for_good(before) == {}
 
 
 # The bed

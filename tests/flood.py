@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import re
 import struct
 from pathlib import Path
 
@@ -69,7 +68,3 @@ def flow_table(pid):
             os.close(descriptor)
             return len(hashes) // HASH_BYTES, int(fields["max_entries"])
     raise AssertionError("no flow table")
-
-
-def resident_kib(pid):
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])

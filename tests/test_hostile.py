@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from bench.leaks import resident_kib
 from l2fwd import link
 from l2fwd._bpf import run_packet
 from l2fwd._classify import Classifier
@@ -13,7 +14,7 @@ from l2fwd.policy import Policy
 from l2fwd.rule_maps import RuleMaps, map_sizes
 from l2fwd.rules import Action, parse_rules
 from tests import hostile_frames
-from tests.flood import AT_ONCE, Flood, flow_table, resident_kib
+from tests.flood import AT_ONCE, Flood, flow_table
 from tests.hostile_frames import UDP, ethernet, ipv4, ports
 from tests.learned import VERDICTS, Learned
 from tests.on_the_wire import DATA_PATHS, MODES, Crossing, End, add_link

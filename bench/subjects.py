@@ -1,0 +1,71 @@
+"""Our engines as the RFC benches take them: how each is started, and the bed that it needs."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Final
+
+from bench.bed import BenchBed, Engine, Running, bench_bed, place_napi
+from bench.engines import forwarder, tool
+from bench.options import links_of
+
+RULE: Final = (
+    "in {entry} proto udp dst 10.77.0.2 dport 9 -> out {exit} set_dst_mac 02:00:00:00:00:02"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """An engine under test.
+
+    Attributes
+    ----------
+    name : str
+    engine : Engine
+    is_hairpin : bool
+        Sends back where it receives.
+    packet : str
+        Of the load, as ``Load`` has it.
+    is_in_kernel : bool
+        Its packets are not copied to a process: its work is done where the link is polled.
+    """
+
+    name: str
+    engine: Engine
+    is_hairpin: bool = False
+    packet: str = "raw"
+    is_in_kernel: bool = False
+
+    @contextmanager
+    def run(self, bed: BenchBed) -> Iterator[Running]:
+        """Run it on the engine's CPU, also where that is the kernel's work."""
+        with self.engine(bed) as running:
+            if self.is_in_kernel and bed.is_veth:
+                running = replace(running, threads=place_napi(bed.entry))
+            yield running
+
+    def bed(self, options: argparse.Namespace) -> AbstractContextManager[BenchBed]:
+        return bench_bed(links=links_of(options), hairpin=self.is_hairpin)
+
+    def fits(self, options: argparse.Namespace) -> bool:
+        """Tell whether the links named are enough: between two, only a hairpin is possible."""
+        return self.is_hairpin or len(links_of(options)) != 2
+
+
+@contextmanager
+def _hybrid(bed: BenchBed) -> Iterator[Running]:
+    rule = RULE.format(entry=bed.entry.ifname, exit=bed.exit.ifname)
+    with forwarder("--data-path", "hybrid", "--rule", rule)(bed) as running:
+        yield running
+
+
+OURS: Final = {
+    each.name: each
+    for each in (
+        Subject(name="afxdp", engine=forwarder()),
+        Subject(name="macswap", engine=tool("macswap", "--interval", "0"), is_hairpin=True),
+        Subject(name="redirect", engine=forwarder("--data-path", "redirect"), is_in_kernel=True),
+        Subject(name="hybrid", engine=_hybrid, packet="udp", is_in_kernel=True),
+    )
+}
