@@ -22,6 +22,7 @@ from l2fwd.words import check_ifname
 
 FRAME_SIZES: Final = (2048, 4096)
 PAGE_BYTES: Final = 4096
+DEFAULT_FRAME_SIZE: Final = 2048
 DEFAULT_RING_SIZE: Final = 2048
 DEFAULT_BATCH_SIZE: Final = 64
 DATA_PATHS: Final = ("afxdp", "redirect", "hybrid")
@@ -114,7 +115,7 @@ class UmemConfig:
     """
 
     frame_count: int = 4 * DEFAULT_RING_SIZE
-    frame_size: int = 2048
+    frame_size: int = DEFAULT_FRAME_SIZE
     headroom: int = 0
     huge_pages: bool = False
     unaligned: bool = False
@@ -333,6 +334,8 @@ class JobConfig:
     umem : UmemConfig
         Of each worker.
     socket : SocketConfig
+    may_enlarge_frames : bool
+        Take larger frames than ``umem`` says where an MTU, or a NIC in zero-copy, needs them.
     carrier_timeout : float
         Seconds to wait for a carrier that the attaching took down.
 
@@ -352,6 +355,7 @@ class JobConfig:
     coalesce_us: int = DEFAULT_COALESCE_US
     umem: UmemConfig = field(default_factory=UmemConfig)
     socket: SocketConfig = field(default_factory=SocketConfig)
+    may_enlarge_frames: bool = False
     carrier_timeout: float = 5.0
 
     def __post_init__(self) -> None:

@@ -104,8 +104,9 @@ _REMEDIES: Final = {
     "another queue with --queues",  # xp_assign_dev
     ("bind", errno.EOPNOTSUPP): "the driver has no zero-copy support; use --bind copy or "
     "--bind auto",  # xp_assign_dev
-    ("bind", errno.EINVAL): "the queue does not exist or the MTU does not fit the frame "
-    "size; see l2fwd check",  # xsk_bind, xp_assign_dev
+    ("bind", errno.EINVAL): "the queue does not exist, the MTU does not fit the frame size, or "
+    "a virtio device does without the DMA API (QEMU: iommu_platform=on); see l2fwd check",
+    # xsk_bind, xp_assign_dev, virtnet_xsk_pool_enable
     ("bind", errno.ENODEV): "the link is gone",  # xsk_bind
     ("bind", errno.ENETDOWN): "the link is down; ip link set it up",  # xsk_bind
     ("wait for", errno.ENETDOWN): _LINK_GONE,  # xsk_notifier

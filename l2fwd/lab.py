@@ -56,7 +56,7 @@ _OFFLOADS: Final = (
 )
 _MAX_DURATION_SECONDS: Final = 86400.0
 _FLOWS_PER_QUEUE: Final = 16  # so that the hash leaves no queue idle
-_READY_SECONDS: Final = 30.0  # a busy machine, or an emulated one
+_READY_SECONDS: Final = 60.0  # a busy machine, or an emulated one
 _STOP_SECONDS: Final = 5.0
 _STRAGGLER_SECONDS: Final = 2.0
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h

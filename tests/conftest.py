@@ -17,7 +17,6 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from hypothesis import settings
 from pyroute2 import IPRoute
 
 from bench.leaks import kernel_objects, left_for_good
@@ -25,12 +24,14 @@ from l2fwd import link
 from l2fwd.lab import Bed
 
 ETHERTYPE = 0x88B5  # IEEE 802 local experimental
-READY_SECONDS = 20
+READY_SECONDS = 60  # a busy machine, or an emulated one
 LOCK_FLAGS = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
 
-# A change is judged by the same examples each time; new ones are looked for by hand.
-settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
+    from hypothesis import settings  # takes long, emulated
+
+    # A change is judged by the same examples each time; new ones are looked for by hand.
+    settings.register_profile("ci", derandomize=True)
     settings.load_profile("ci")
 
 
@@ -101,26 +102,29 @@ def bed(make_bed):
     return make_bed()
 
 
+def start_process(netns, words, *, environment=None, prefix=()):
+    """Start ``python -m l2fwd`` in a namespace."""
+    enter = ("nsenter", f"--net=/run/netns/{netns}", *prefix)
+    return subprocess.Popen(
+        [*enter, sys.executable, "-m", "l2fwd", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (environment or {}),
+    )
+
+
+@pytest.fixture
+def start_l2fwd():
+    """How ``forward`` starts a process."""
+    return start_process
+
+
 class Forwarder:
     """``python -m l2fwd forward`` in a bed's middle namespace, and the events it prints."""
 
-    def __init__(self, netns, *arguments, environment=None, verb="forward", prefix=()):
-        self.process = subprocess.Popen(
-            [
-                "nsenter",
-                f"--net=/run/netns/{netns}",
-                *prefix,
-                sys.executable,
-                "-m",
-                "l2fwd",
-                verb,
-                *map(str, arguments),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | (environment or {}),
-        )
+    def __init__(self, netns, *arguments, verb="forward", start=start_process, **settings):
+        self.process = start(netns, [verb, *map(str, arguments)], **settings)
         self.events = []
         self._queue = queue.Queue()
         self._stderr = []
@@ -183,13 +187,13 @@ class Forwarder:
 
 
 @pytest.fixture
-def forward(request):
+def forward(start_l2fwd):
     """Start forwarders in a bed and wait until they are ready; none outlives the test."""
     running = []
 
     def start(bed, *arguments, links=None, ready=True, **settings):
         links = (bed.in_link, bed.out_link) if links is None else links
-        forwarder = Forwarder(bed.fwd, *links, "--json", *arguments, **settings)
+        forwarder = Forwarder(bed.fwd, *links, "--json", *arguments, start=start_l2fwd, **settings)
         running.append(forwarder)
         if ready:
             forwarder.ready = forwarder.wait_for("ready")
@@ -203,6 +207,8 @@ def forward(request):
 
 class Wire:
     """A raw socket at each outer end of a bed."""
+
+    patience = 2.0  # seconds to wait for frames; more where all is emulated
 
     def __init__(self, bed):
         self.gen = self._open(bed.gen, bed.gen_link)
@@ -230,11 +236,11 @@ class Wire:
             (source or self.gen).send(frame)
         return frames
 
-    def receive(self, count, *, end=None, seconds=2.0):
+    def receive(self, count, *, end=None, seconds=None):
         """Return up to ``count`` frames, as many as come within ``seconds``."""
         end = end or self.sink
         frames = []
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + (self.patience if seconds is None else seconds)
         while len(frames) < count and time.monotonic() < deadline:
             end.settimeout(max(0.001, deadline - time.monotonic()))
             try:

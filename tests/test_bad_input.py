@@ -127,7 +127,7 @@ def test_an_mtu_that_does_not_fit_names_the_frame_size_that_does(bed):
         link.set_mtu("g0", 3000)
     with link.in_netns(bed.fwd):
         link.set_mtu("f0", 3000)
-    done = run("forward", "f0", "f1", "--no-frags", netns=bed.fwd)
+    done = run("forward", "f0", "f1", "--no-frags", "-f", "2048", netns=bed.fwd)
     assert_one_line(done, 2, "f0", "MTU 3000", "--frame-size 4096")
 
 

@@ -9,7 +9,8 @@ import pytest
 from l2fwd import link
 from l2fwd.busy_poll import DeferredInterrupts
 from l2fwd.cli import forward as verb
-from l2fwd.config import SocketConfig
+from l2fwd.config import ForwardConfig, SocketConfig
+from l2fwd.datapath.afxdp import AfxdpPath
 from l2fwd.datapath.queue_worker import QueueWorker
 from l2fwd.errors import ConfigError, KernelError
 
@@ -85,3 +86,20 @@ def test_a_budget_without_polling_is_refused():
     verb.add_arguments(parser)
     with pytest.raises(ConfigError, match="give both"):
         verb.config_from(parser.parse_args(["a", "b", "--busy-poll-budget", "8"]))
+
+
+def test_a_stalled_queue_gets_its_interrupts_back_and_is_named():
+    budgets, events = [], []
+    xsk = SimpleNamespace(ifname="f0", queue_id=3, prefer_busy_poll=budgets.append)
+    path = AfxdpPath.__new__(AfxdpPath)
+    path.config = ForwardConfig(
+        in_link="f0", out_link="f1", socket=SocketConfig(busy_poll_budget=8)
+    )
+    path.workers = [SimpleNamespace(stalled=lambda: [xsk])]
+    path._notify, path._next_look = events.append, 0.0
+    path._watch_polled()
+    path._watch_polled()  # a second has not passed
+    assert budgets == [0]
+    (event,) = events
+    assert event["message"].startswith("f0 queue 3: sends nothing while it is busy polled")
+    assert "ethtool -L f0 combined MOST" in event["message"]

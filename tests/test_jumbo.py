@@ -249,8 +249,9 @@ def run(bed, *words):
     ("words", "said"),
     [
         (("--no-frags",), ["f0: MTU 9000", "lower it (ip link set f0 mtu 3822)", "4096"]),
-        (("--ring-size", "4"), ["4 frames of 2048 hold 7168", "--frame-size 4096"]),
-        (("--frames", "16"), ["4 frames of 2048 hold 7168"]),
+        (("-f", "2048", "--ring-size", "4"), ["4 frames of 2048 hold 7168", "--frame-size 4096"]),
+        (("-f", "2048", "--frames", "16"), ["4 frames of 2048 hold 7168"]),
+        (("--ring-size", "2"), ["2 frames of 2048 hold 3584", "lower it"]),
     ],
 )
 def test_jumbo_frames_that_do_not_fit_are_refused(jumbo, words, said):
@@ -303,9 +304,30 @@ def test_a_driver_that_takes_no_redirected_jumbo_frames_is_named(
 
 def test_more_frames_than_a_packet_may_take_are_refused(make_bed):
     bed = with_mtu(make_bed(), 18 * ROOM - 17)
-    done = run(bed, "forward", "f0", "f1")
+    done = run(bed, "forward", "f0", "f1", "--frame-size", "2048")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "use --frame-size 4096" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mtu", "options", "frame_size"),
+    [
+        (1500, (), 2048),
+        (3000, (), 2048),  # in two frames
+        (3000, ("--no-frags",), 4096),
+        (18 * ROOM - 17, (), 4096),
+    ],
+)
+def test_the_frame_size_is_chosen_by_the_mtu(
+    make_bed, forward, open_wire, mtu, options, frame_size
+):
+    bed = with_mtu(make_bed(), mtu)
+    forwarder = forward(bed, *options)
+    assert {each["frame_size"] for each in forwarder.ready["sockets"]} == {frame_size}
+    wire = open_wire(bed)
+    sent = wire.send(20, length=mtu)
+    assert wire.receive(len(sent)) == sent
+    assert forwarder.stop()["unaccounted"] == 0
 
 
 def test_ready_says_multi_buffer_in_words(jumbo):

@@ -8,6 +8,7 @@ from l2fwd.config import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_BUSY_POLL_BUDGET,
     DEFAULT_COALESCE_US,
+    DEFAULT_FRAME_SIZE,
     DEFAULT_RING_SIZE,
     AttachMode,
     BindMode,
@@ -115,8 +116,9 @@ def busy_poll_budget_of(args: argparse.Namespace) -> int:
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
     """Add what frames are like, and whether a packet may take several."""
     add = parser.add_argument
-    add("-f", "--frame-size", type=int, default=2048,
-        help="bytes per frame: 2048 or 4096; or between, with --unaligned")  # fmt: skip
+    add("-f", "--frame-size", type=int,
+        help="bytes per frame: 2048 or 4096 (default: 2048, or 4096 where driver and MTU need it); "
+        "or between, with --unaligned")  # fmt: skip
     add("-F", "--frags", action=argparse.BooleanOptionalAction, default=None,
         help="let a packet take several frames (default: where the MTU needs it)")  # fmt: skip
     add("-u", "--unaligned", action="store_true", help="frames of any size, side by side")
@@ -212,12 +214,13 @@ def socket_settings(args: argparse.Namespace, rings: int) -> dict[str, Any]:
         "coalesce_us": args.coalesce,
         "umem": UmemConfig(
             frame_count=frames,
-            frame_size=args.frame_size,
+            frame_size=DEFAULT_FRAME_SIZE if args.frame_size is None else args.frame_size,
             headroom=getattr(args, "headroom", 0),
             huge_pages=args.huge_pages,
             unaligned=args.unaligned,
         ),
         "socket": socket,
+        "may_enlarge_frames": args.frame_size is None,
     }
 
 
@@ -248,7 +251,7 @@ SOCKETS_ONLY: Final = {
     "cpus": None,
     "bind": "auto",
     "batch_size": None,
-    "frame_size": 2048,
+    "frame_size": None,
     "frames": None,
     "huge_pages": False,
     "frags": None,

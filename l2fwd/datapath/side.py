@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from l2fwd import bpf, link
 from l2fwd.abi import ETHERNET_MTU
-from l2fwd.config import AttachMode, BindMode, JobConfig
+from l2fwd.config import FRAME_SIZES, AttachMode, BindMode, JobConfig
 from l2fwd.datapath import Notify
 from l2fwd.errors import ConfigError, KernelError, RunError
 from l2fwd.netdev import xdp_features
@@ -61,17 +61,7 @@ class Side:
         self.link = link.find_link(self.name)
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
-        self.config.check_mtu(self.name, self.link.mtu)
-        if self.config.uses_sockets and self.may_be_zero_copy:
-            self.config.umem.check_zero_copy(self.name, self.link.driver, self.link.mtu)
-
-    @property
-    def may_be_zero_copy(self) -> bool:
-        """Whether sockets on the link may come to be bound in zero-copy mode."""
-        if self.config.socket.bind_mode is BindMode.COPY or self.config.mode is AttachMode.SKB:
-            return False
-        features = xdp_features(self.link.ifindex)
-        return features is None or features.zero_copy
+        _check_frames(self.config, self.link)
 
     def attach(self) -> list[str]:
         """Put our program on the link, or nothing; return what the user should know."""
@@ -172,6 +162,49 @@ class Side:
         if self.program is not None:
             self.program.close()
             self.program = None
+
+
+def _check_frames(config: JobConfig, found: link.Link) -> None:
+    """Refuse frames that do not hold the packets of a link."""
+    config.check_mtu(found.ifname, found.mtu)
+    if config.uses_sockets and _may_be_zero_copy(config, found):
+        config.umem.check_zero_copy(found.ifname, found.driver, found.mtu)
+
+
+def _may_be_zero_copy(config: JobConfig, found: link.Link) -> bool:
+    """Tell whether sockets on a link may come to have packets of one frame in zero-copy mode."""
+    bind_mode = config.socket.bind_mode
+    if bind_mode is BindMode.COPY or config.mode is AttachMode.SKB:
+        return False
+    features = xdp_features(found.ifindex)
+    if features is not None and not features.zero_copy:
+        return False
+    fragments = config.umem.fragments(found.mtu)
+    if fragments == 1 or config.max_fragments == 1:
+        return True
+    # XDP_USE_SG: xp_assign_dev refuses zero-copy to a driver that takes packets of one frame.
+    most = 1 if features is None else features.zc_max_segs
+    return bind_mode is BindMode.ZERO_COPY and fragments > most
+
+
+def with_fitting_frames(config: Config) -> Config:
+    """Choose the smallest frames that do for all links, where the choice is ours.
+
+    Such as zero-copy needs, if there are; if none do, those asked for are left to be refused.
+    """
+    if not config.may_enlarge_frames or not config.uses_sockets:
+        return config
+    links = [link.find_link(name) for name in config.links]
+    bind_mode = config.socket.bind_mode
+    for wanted in (BindMode.ZERO_COPY if bind_mode is BindMode.AUTO else bind_mode, bind_mode):
+        for size in FRAME_SIZES:
+            with contextlib.suppress(ConfigError):
+                umem = replace(config.umem, frame_size=size)
+                wish = replace(config, umem=umem, socket=replace(config.socket, bind_mode=wanted))
+                for found in links:
+                    _check_frames(wish, found)
+                return replace(config, umem=umem)
+    return config
 
 
 def with_redirect_mode(config: Config, notify: Notify) -> Config:

@@ -16,7 +16,7 @@ from l2fwd.config import BindMode, JobConfig
 from l2fwd.datapath import Event, Notify, Stopped
 from l2fwd.datapath.linked import LinkedPath, stop_check
 from l2fwd.datapath.queue_worker import QueueWorker
-from l2fwd.datapath.side import Side, missed_samples
+from l2fwd.datapath.side import Side, missed_samples, with_fitting_frames
 from l2fwd.errors import ConfigError, RunError
 from l2fwd.netdev import xdp_features
 from l2fwd.stats import Snapshot
@@ -47,7 +47,7 @@ class SocketPath(LinkedPath, Generic[Config]):
     """
 
     def __init__(self, config: Config, notify: Notify) -> None:
-        self.config = config
+        self.config = config = with_fitting_frames(config)
         sides = tuple(Side(name, config, self._make_program) for name in config.links)
         super().__init__(sides, notify)
         self.workers = self._make_workers()

@@ -1,7 +1,6 @@
 """Fixtures: beds over the VM's NICs, and numbered frames through them, each accounted for."""
 
-import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from uuid import uuid4
 
 import pytest
@@ -10,12 +9,16 @@ from l2fwd import link
 from l2fwd.errors import ConfigError
 from l2fwd.lab import NicBed
 from l2fwd.lab_traffic import Stream, settle
+from tests.zerocopy import warm
 
 IGB = ("zc0", "zc1", "zc2", "zc3")
 VIRTIO = ("zc4", "zc5", "zc6", "zc7")
-CARRIER_SECONDS = 10
-collect_ignore = ["vm.py", "packages.py"]  # run on the host, and import each other
-GIVE_UP_SECONDS = 2.0
+PLAIN = ("zc8", "zc9")  # virtio-net without the DMA API
+E1000E = ("zc10", "zc11")
+CARRIER_SECONDS = 30
+FLOWS = 32  # so that the hash leaves no queue idle
+collect_ignore = ["vm.py", "packages.py", "warm.py"]  # no tests, and not all run in the VM
+PATIENCE_SECONDS = 30.0  # emulated, on a machine that does other things as well
 
 
 def drivers(names):
@@ -26,86 +29,123 @@ def drivers(names):
         return set()
 
 
+def require(names, driver):
+    """Skip the test where links of one driver are not there."""
+    if drivers(names) != {driver}:
+        pytest.skip(f"needs {len(names)} NICs with driver {driver}: make test-zerocopy")
+
+
 def nic_bed(names, driver, queues):
     """Make a bed over NICs of one driver, or skip the test."""
-    if drivers(names) != {driver}:
-        pytest.skip(f"needs four NICs with driver {driver}: make test-zerocopy")
+    require(names, driver)
     return NicBed(f"t{uuid4().hex[:8]}", names, queues=queues)
 
 
+def ends(bed):
+    """Return where each link of a bed is, and its name."""
+    places = (bed.gen, bed.fwd, bed.fwd, bed.sink)
+    return list(zip(places, (bed.gen_link, bed.in_link, bed.out_link, bed.sink_link), strict=True))
+
+
 def wait_for_carriers(bed):
-    for netns, name in (
-        (bed.gen, bed.gen_link),
-        (bed.fwd, bed.in_link),
-        (bed.fwd, bed.out_link),
-        (bed.sink, bed.sink_link),
-    ):
+    for netns, name in ends(bed):
         with link.in_netns(netns):
             assert link.wait_for_carrier(name, CARRIER_SECONDS, lambda: None), f"{name}: no carrier"
 
 
-@pytest.fixture
-def bed():
-    """A bed of igb ports with two queues each: the emulated Intel 82576."""
+@pytest.fixture(scope="session")
+def igb_nics():
+    """Four igb ports with two queues each, the emulated Intel 82576, in their namespaces."""
     with nic_bed(IGB, "igb", 2) as made:
-        wait_for_carriers(made)
         yield made
 
 
 @pytest.fixture
-def virtio_bed():
-    """A bed of virtio-net ports with one queue each."""
+def bed(igb_nics):
+    """The bed of igb ports, with carriers: the test before took them down as it ended."""
+    wait_for_carriers(igb_nics)
+    return igb_nics
+
+
+@pytest.fixture(scope="session")
+def virtio_nics():
+    """Four virtio-net ports with one queue each, in their namespaces."""
     with nic_bed(VIRTIO, "virtio_net", 1) as made:
-        wait_for_carriers(made)
         yield made
+
+
+@pytest.fixture
+def virtio_bed(virtio_nics):
+    """The bed of virtio-net ports."""
+    wait_for_carriers(virtio_nics)
+    return virtio_nics
+
+
+@pytest.fixture
+def start_l2fwd():
+    """Run the command line in a process that need not import it first."""
+    return warm.WarmProcess
+
+
+@contextmanager
+def with_mtu(bed, mtu):
+    """Give all links of a bed an MTU, and back what they had."""
+    with ExitStack() as undo:
+        for netns, name in ends(bed):
+            with link.in_netns(netns):
+                undo.callback(set_mtu_in, netns, name, link.find_link(name).mtu)
+                link.set_mtu(name, mtu)
+        wait_for_carriers(bed)
+        yield bed
+
+
+def set_mtu_in(netns, name, mtu):
+    with link.in_netns(netns):
+        link.set_mtu(name, mtu)
 
 
 @pytest.fixture
 def set_mtu():
-    """Set the MTU of all links of a bed; put back after the test."""
-    changed = []
-
-    def change(bed, mtu):
-        for netns, name in (
-            (bed.gen, bed.gen_link),
-            (bed.fwd, bed.in_link),
-            (bed.fwd, bed.out_link),
-            (bed.sink, bed.sink_link),
-        ):
-            with link.in_netns(netns):
-                changed.append((netns, name, link.find_link(name).mtu))
-                link.set_mtu(name, mtu)
-        wait_for_carriers(bed)
-
-    yield change
-    for netns, name, mtu in changed:
-        with link.in_netns(netns):
-            link.set_mtu(name, mtu)
+    """Set the MTU of all links of a bed until the end of the test."""
+    with ExitStack() as undo:
+        yield lambda bed, mtu: undo.enter_context(with_mtu(bed, mtu))
 
 
 @pytest.fixture
 def traffic():
     """Send numbered frames through a bed, a window at a time; return the tally of each way."""
 
-    def run(bed, count, *, both_ways=False, flows=32, during=lambda sent: None):
+    def run(bed, count, *, both_ways=False, during=lambda sent: None, patience=PATIENCE_SECONDS):
         left, right = (bed.gen, bed.gen_link), (bed.sink, bed.sink_link)
         with ExitStack() as undo:
-            streams = [Stream(left, right, station=1, flows=flows)]
+            streams = [Stream(left, right, station=1, flows=FLOWS)]
             undo.callback(streams[0].close)
             if both_ways:
-                streams.append(Stream(right, left, station=2, flows=flows))
+                streams.append(Stream(right, left, station=2, flows=FLOWS))
                 undo.callback(streams[1].close)
             while any(stream.tally.sent < count for stream in streams):
                 for stream in streams:
                     if stream.tally.sent < count:
                         stream.send()
-                settle(streams, GIVE_UP_SECONDS)
+                settle(streams, patience)
                 for stream in streams:
                     stream.give_up()
                 during(streams[0].tally.sent)
             return [stream.tally for stream in streams]
 
     return run
+
+
+@pytest.fixture
+def open_wire(open_wire):
+    """The same, with the patience that frames need here."""
+
+    def open_it(bed):
+        wire = open_wire(bed)
+        wire.patience = PATIENCE_SECONDS
+        return wire
+
+    return open_it
 
 
 @pytest.fixture
@@ -131,11 +171,8 @@ def obtained(capsys):
 def run_cli(forward):
     """Run ``forward`` between the middle links of a bed until it ends: exit code and stderr."""
 
-    def run(bed, *arguments, seconds=40):
-        forwarder = forward(bed, *arguments, ready=False)
-        deadline = time.monotonic() + seconds
-        while forwarder.process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return forwarder.wait(), forwarder.stderr
+    def run(bed, *arguments, **settings):
+        forwarder = forward(bed, *arguments, ready=False, **settings)
+        return forwarder.wait(PATIENCE_SECONDS), forwarder.stderr
 
     return run
