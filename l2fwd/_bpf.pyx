@@ -10,18 +10,21 @@ from libc.stdint cimport uint8_t, uint32_t, uintptr_t
 from libc.string cimport memset
 
 from l2fwd._libxdp cimport (
-    BPF_LINK_TYPE_XDP, BPF_MAP_TYPE_XSKMAP, BPF_XDP, LIBBPF_ERRNO__LIBELF,
+    BPF_F_XDP_DEV_BOUND_ONLY, BPF_LINK_TYPE_XDP, BPF_MAP_TYPE_XSKMAP, BPF_XDP,
+    LIBBPF_ERRNO__LIBELF,
     XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, bpf_link_create, bpf_link_create_opts,
     bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id, bpf_link_info, bpf_map,
     bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd,
-    bpf_map__set_ifindex, bpf_map__set_max_entries, bpf_map__value_size, bpf_map_delete_elem,
+    bpf_map__set_ifindex, bpf_map__set_initial_value, bpf_map__set_max_entries,
+    bpf_map__value_size, bpf_map_delete_elem,
     bpf_map_get_fd_by_id, bpf_map_info, bpf_map_lookup_batch, bpf_map_lookup_elem,
     bpf_map_update_batch, bpf_map_update_elem, bpf_obj_get, bpf_obj_get_info_by_fd, bpf_obj_pin,
     bpf_object, bpf_object__close, bpf_object__find_map_by_name,
     bpf_object__find_program_by_name, bpf_object__load, bpf_object__next_map,
     bpf_object__next_program, bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info,
-    bpf_prog_test_run_opts, bpf_program, bpf_program__fd, bpf_program__name,
-    bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach, bpf_xdp_query,
+    bpf_prog_test_run_opts, bpf_program, bpf_program__fd, bpf_program__flags, bpf_program__name,
+    bpf_program__set_flags, bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach,
+    bpf_xdp_query,
     bpf_xdp_query_opts, libbpf_num_possible_cpus, libxdp_get_error, xdp_attach_mode,
     xdp_multiprog, xdp_multiprog__close, xdp_multiprog__get_from_ifindex,
     xdp_multiprog__is_legacy, xdp_program, xdp_program__attach, xdp_program__close,
@@ -190,10 +193,29 @@ cdef class BpfObject:
     def __dealloc__(self):
         self._close()
 
-    def load(self, int offload_ifindex=0):
-        """Load programs and maps; onto the NIC itself when ``offload_ifindex`` is given."""
+    def set_constants(self, const unsigned char[:] values):
+        """Set the ``const volatile`` variables of the object, before it is loaded."""
+        cdef int error = bpf_map__set_initial_value(self._map(".rodata"), &values[0],
+                                                    values.shape[0])
+        if error:
+            raise kernel_error(-error, "set constants of", f"program {self.name}")
+
+    def load(self, int offload_ifindex=0, int bound_ifindex=0):
+        """Load programs and maps.
+
+        Parameters
+        ----------
+        offload_ifindex : int
+            Onto this NIC itself.
+        bound_ifindex : int
+            For this link only, in native mode: then the program may ask its driver.
+        """
         cdef bpf_map* each = NULL
         cdef int error
+        if bound_ifindex:
+            bpf_program__set_ifindex(self.program, bound_ifindex)
+            bpf_program__set_flags(self.program,
+                                   bpf_program__flags(self.program) | BPF_F_XDP_DEV_BOUND_ONLY)
         if offload_ifindex:
             bpf_program__set_ifindex(self.program, offload_ifindex)
             each = bpf_object__next_map(self.object, NULL)

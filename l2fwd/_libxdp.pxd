@@ -3,6 +3,10 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
+cdef enum:                          # newer than the headers of some distributions
+    BPF_F_XDP_DEV_BOUND_ONLY = 1 << 6
+
+
 cdef extern from "bpf/bpf.h" nogil:
     struct bpf_link_create_opts:
         size_t sz
@@ -98,6 +102,9 @@ cdef extern from "bpf/libbpf.h" nogil:
     const char* bpf_program__name(const bpf_program* program)
     int bpf_program__fd(const bpf_program*)
     void bpf_program__set_ifindex(bpf_program*, uint32_t ifindex)
+    uint32_t bpf_program__flags(const bpf_program*)
+    int bpf_program__set_flags(bpf_program*, uint32_t flags)
+    int bpf_map__set_initial_value(bpf_map*, const void* data, size_t size)
     int bpf_map__fd(const bpf_map*)
     int bpf_map__set_ifindex(bpf_map*, uint32_t ifindex)
     int bpf_map__set_max_entries(bpf_map*, uint32_t count)

@@ -1,5 +1,5 @@
 # A port driven call by call: the library's sockets.
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 
 from l2fwd._rings cimport Memory, Port
 
@@ -23,7 +23,7 @@ cdef class Channel(Port):
     cdef int _enter(self) except -1     # once a call: not for two threads at a time
     cdef int _kick(self) except -1
     cdef int _submit(self, uint32_t count) except -1
-    cdef list _receive_whole(self, uint32_t most)
+    cdef list _receive_whole(self, uint32_t most, uint8_t* rows)
     cdef bint _send_whole(self, packet, Py_ssize_t index, uint32_t* queued) except -1
     cdef bint _put_whole(self, const char* data, size_t length, uint32_t* queued) noexcept
     cdef Py_ssize_t _send_all_whole(self, packets, Py_ssize_t first) except -1

@@ -13,7 +13,7 @@ from cpython.bytes cimport (
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from l2fwd._chains cimport (
@@ -33,12 +33,22 @@ import time
 from l2fwd.errors import ConfigError, kernel_error
 
 
+cdef extern from "l2fwd.h" nogil:
+    struct rx_metadata:
+        uint32_t has
+
+    enum:
+        RX_METADATA_MAGIC
+        RX_METADATA_FLAGS
+
+
 cdef extern from *:
     int count_trailing_zeros "__builtin_ctzll"(unsigned long long number) noexcept nogil
 
 
 cdef enum:
     REFILL_BURST = 64               # frames lent together; a store to a shared line each
+    RX_METADATA_BYTES = sizeof(rx_metadata)
 
 
 # A wait is cut into pieces: neither the end of the link nor ``close`` by another thread wakes poll.
@@ -93,6 +103,21 @@ cdef inline bint take_lent(FramePool* pool, uint64_t addr) noexcept nogil:
     return True
 
 
+cdef inline void take_metadata(FramePool* pool, uint64_t addr, uint8_t* row) noexcept nogil:
+    """Copy what the program wrote in front of a packet, all zero if it did not; never twice."""
+    cdef rx_metadata* found
+    cdef rx_metadata* copied = <rx_metadata*>row
+    memset(row, 0, sizeof(rx_metadata))
+    if addr & (pool.frame_size - 1) < sizeof(rx_metadata):
+        return
+    found = <rx_metadata*>(pool.data + addr - sizeof(rx_metadata))
+    if found.has & ~<uint32_t>RX_METADATA_FLAGS != <uint32_t>RX_METADATA_MAGIC:
+        return
+    memcpy(row, found, sizeof(rx_metadata))
+    copied.has &= RX_METADATA_FLAGS
+    found.has = 0                       # the next packet in this frame may have none
+
+
 cdef inline void top_up(PortState* port) noexcept nogil:
     """Lend frames for RX again, once there is a burst of them to lend."""
     if port.fill_target - port.rx_lent >= min(<uint32_t>REFILL_BURST, (port.fill_target + 3) // 4):
@@ -143,7 +168,8 @@ cdef class Channel(Port):
             time.sleep(50e-6)
         Port.close(self)
 
-    def receive(self, uint64_t[::1] addrs not None, uint32_t[::1] lengths not None):
+    def receive(self, uint64_t[::1] addrs not None, uint32_t[::1] lengths not None,
+                metadata=None):
         """Take received packets, up to the length of the arrays; return how many.
 
         Parameters
@@ -152,6 +178,8 @@ cdef class Channel(Port):
             Gets the byte offset of each packet in the UMEM.
         lengths : uint32, shape (n,)
             Gets its bytes.
+        metadata : uint8, shape (n, 24), optional
+            Gets what the program wrote in front of it, records.RX_METADATA.
         """
         cdef PortState* port = &self.state
         cdef FramePool* pool = port.pool
@@ -159,31 +187,40 @@ cdef class Channel(Port):
         cdef uint32_t count = 0
         cdef uint32_t received, i
         cdef xdp_desc desc
+        cdef uint8_t* rows = rows_of(metadata, addrs.shape[0])
         self._enter()
         received = rx_peek(port, <uint32_t>addrs.shape[0], &first)
         for i in range(received):
             if take_packet(port, rx_slot(&port.rx, first + i), &desc):
                 addrs[count], lengths[count] = desc.addr, desc.len
+                if rows != NULL:
+                    take_metadata(pool, desc.addr, rows + count * RX_METADATA_BYTES)
                 pool.places[frame_index(pool, desc.addr)] = PLACE_USER
                 count += 1
         self.pool.user_count += count
         self._received(received)
         return count
 
-    def receive_bytes(self, uint32_t most):
-        """Take up to ``most`` packets as a list of bytes, and recycle their frames."""
+    def receive_bytes(self, uint32_t most, metadata=None):
+        """Take up to ``most`` packets as a list of bytes, and recycle their frames.
+
+        ``metadata`` as in ``receive``, ``most`` rows.
+        """
         cdef PortState* port = &self.state
         cdef uint32_t first = 0
         cdef uint32_t received, i
         cdef xdp_desc desc
         cdef char* data
         cdef list packets = []
+        cdef uint8_t* rows = rows_of(metadata, most)
         self._enter()
         if not port.is_plain:
-            return self._receive_whole(most)
+            return self._receive_whole(most, rows)
         received = rx_peek(port, most, &first)
         for i in range(received):
             if take_packet(port, rx_slot(&port.rx, first + i), &desc):
+                if rows != NULL:
+                    take_metadata(port.pool, desc.addr, rows + len(packets) * RX_METADATA_BYTES)
                 data = <char*>port.pool.data + desc.addr
                 packets.append(PyBytes_FromStringAndSize(data, desc.len))
                 pool_give(port.pool, desc.addr, PLACE_USER)
@@ -199,7 +236,7 @@ cdef class Channel(Port):
         cdef list whole
         self._enter()
         if not port.is_plain:
-            whole = self._receive_whole(1)
+            whole = self._receive_whole(1, NULL)
             return whole[0] if whole else None
         while packet is None and rx_peek(port, 1, &first):
             if take_packet(port, rx_slot(&port.rx, first), &desc):
@@ -240,7 +277,7 @@ cdef class Channel(Port):
             return desc.len
         return -1
 
-    cdef list _receive_whole(self, uint32_t most):
+    cdef list _receive_whole(self, uint32_t most, uint8_t* rows):
         """``receive_bytes`` where a packet may take several frames: what they hold is joined."""
         cdef Chains chains
         cdef const xdp_desc* descs
@@ -249,6 +286,8 @@ cdef class Channel(Port):
         take_chains(&self.state, most, &chains)
         for i in range(chains.count):
             descs = chain_at(&chains, i)
+            if rows != NULL:
+                take_metadata(self.state.pool, descs[0].addr, rows + i * RX_METADATA_BYTES)
             packets.append(b"".join([
                 PyBytes_FromStringAndSize(<char*>self.state.pool.data + descs[j].addr, descs[j].len)
                 for j in range(chain_size(&chains, i))
@@ -264,7 +303,7 @@ cdef class Channel(Port):
             raise ConfigError(
                 f"the packet has {length} bytes, the buffer {buffer.shape[0]}; use a larger one"
             )
-        for packet in self._receive_whole(1):
+        for packet in self._receive_whole(1, NULL):
             memcpy(&buffer[0], PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet))
             return PyBytes_GET_SIZE(packet)
         return -1
@@ -605,6 +644,17 @@ cdef class _RowsOf:
                 f"packet {index} has {self.lengths[index]} bytes, its row {self.rows.shape[1]}"
             )
         return self.rows[index, :self.lengths[index]].copy()
+
+
+cdef uint8_t* rows_of(metadata, Py_ssize_t count) except? NULL:
+    """Return where an array for the metadata of ``count`` packets begins; NULL for none."""
+    cdef uint8_t[:, ::1] rows
+    if metadata is None or count == 0:
+        return NULL
+    rows = metadata
+    if rows.shape[0] < count or rows.shape[1] != RX_METADATA_BYTES:
+        raise ConfigError(f"metadata must have shape ({count}, {RX_METADATA_BYTES})")
+    return &rows[0, 0]
 
 
 cdef int check_length(const FramePool* pool, size_t length, Py_ssize_t index) except -1:

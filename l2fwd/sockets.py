@@ -29,6 +29,7 @@ from l2fwd.errors import ConfigError, KernelError, UnsupportedError
 from l2fwd.link import Link, find_link, wait_for_carrier
 from l2fwd.link_programs import LinkProgram, forget_programs
 from l2fwd.netdev import xdp_features
+from l2fwd.records import RX_METADATA
 from l2fwd.xsk import BoundSocket, Umem, check_nic_ring, in_skb_mode
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _DRAIN_SECONDS: Final = 0.2
 _CARRIER_SECONDS: Final = 5.0
 
 Packet = bytes | bytearray | memoryview
+_Nothing = tuple[None, None]
 _Self = TypeVar("_Self", bound="XdpSocket")
 
 
@@ -127,6 +129,9 @@ class XdpSocket:
     frags : bool, optional
         Let a packet take several frames; where the MTU needs it, if not given.  All packets are
         copied then: a batch has memory of its own.  With ``umem``: as its first socket.
+    rx_metadata : bool
+        Have ``Batch.metadata``: the NIC's timestamp, hash and VLAN tag of each packet received.  In
+        native mode, from drivers that tell it.
     program : str
         A BPF object of your own, ``FILE`` or ``FILE:PROGRAM``, with an XSKMAP named ``xsks_map``.
     xsks_map : str
@@ -179,6 +184,7 @@ class XdpSocket:
         huge_pages: bool = False,
         need_wakeup: bool = True,
         frags: bool | None = None,
+        rx_metadata: bool = False,
         program: str = "",
         xsks_map: str = "",
     ) -> None:
@@ -204,6 +210,7 @@ class XdpSocket:
         self.queue = queue
         self.block = block
         self.poll_timeout = poll_timeout
+        self.rx_metadata = rx_metadata
         if not 0 <= queue < max(found.rx_queue_count, 1):
             raise ConfigError(
                 f"queue must be in [0, {found.rx_queue_count}) of {link}, got {queue}"
@@ -224,8 +231,9 @@ class XdpSocket:
                 if features is None or features.zero_copy:
                     umem.config.check_zero_copy(link, found.driver, found.mtu)
             self._check_frames(min(frames, ring_size) if receive else 0, frame_size, headroom)
-            self._program = None if xsks_map else LinkProgram(found, attach_mode, program)
-            if self._program:
+            self._program = None
+            if not xsks_map:
+                self._program = LinkProgram(found, attach_mode, program, rx_metadata=rx_metadata)
                 undo.callback(self._program.close)
             self.notes = [] if self._program is None else list(self._program.notes)
             if found.has_carrier and not wait_for_carrier(link, _CARRIER_SECONDS, lambda: None):
@@ -368,6 +376,21 @@ class XdpSocket:
             if not self._wait_to_read(timeout):
                 raise BlockingIOError(f"no packet on {self.link} queue {self.queue} in time")
 
+    def read_with_metadata(self, timeout: float | None = None) -> "tuple[bytes, np.void]":
+        """Return the next packet, copied, and its record of ``Batch.metadata``.
+
+        Raises
+        ------
+        ConfigError
+            If the socket was opened without ``rx_metadata``.
+        BlockingIOError
+            If none came in time.
+        """
+        with self.read_batch(1, timeout=timeout) as batch:
+            if not batch:
+                raise BlockingIOError(f"no packet on {self.link} queue {self.queue} in time")
+            return batch.tolist()[0], batch.metadata[0]
+
     def read_batch(
         self, most: int = _MAX_BATCH, *, copy: bool = False, timeout: float | None = None
     ) -> Batch:
@@ -390,15 +413,17 @@ class XdpSocket:
             return self._read_whole(most, timeout)
         most = min(most, self.umem.config.frame_count)
         addrs, lengths = np.empty(most, np.uint64), np.empty(most, np.uint32)
+        metadata, raw = self._metadata_of(most)
         while True:
-            count = self.channel.receive(addrs, lengths)
+            count = self.channel.receive(addrs, lengths, raw)
             if count or not self._wait_to_read(timeout):
                 break
         if count < most:
             addrs, lengths = addrs[:count], lengths[:count]
+            metadata = None if metadata is None else metadata[:count]
         batch = Batch(
             addrs, lengths, time.time_ns(), channel=self.channel,
-            frame_size=self.umem.config.frame_size,
+            frame_size=self.umem.config.frame_size, metadata=metadata,
         )  # fmt: skip
         if not copy:
             return batch
@@ -407,10 +432,20 @@ class XdpSocket:
 
     def _read_whole(self, most: int, timeout: float | None) -> Batch:
         """``read_batch`` where a packet may take several frames: joined, in their own memory."""
+        metadata, raw = self._metadata_of(most)
         while True:
-            packets = self.channel.receive_bytes(most)
+            packets = self.channel.receive_bytes(most, raw)
             if packets or not self._wait_to_read(timeout):
-                return Batch.of(packets, time.time_ns())
+                if metadata is not None:
+                    metadata = metadata[: len(packets)]
+                return Batch.of(packets, time.time_ns(), metadata)
+
+    def _metadata_of(self, most: int) -> "tuple[NDArray[np.void], NDArray[np.uint8]] | _Nothing":
+        """Make room for the metadata of ``most`` packets, if it is wanted: as records, and raw."""
+        if not self.rx_metadata:
+            return None, None
+        records = np.empty(most, RX_METADATA)
+        return records, records.view(np.uint8).reshape(most, RX_METADATA.itemsize)
 
     # Send
 
