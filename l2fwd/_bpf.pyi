@@ -35,7 +35,14 @@ class UmemHandle:
     memory: Memory
     ring_size: int
     socket_count: int
-    def __init__(self, memory: Memory, ring_size: int, headroom: int, flags: int = 0) -> None: ...
+    def __init__(
+        self,
+        memory: Memory,
+        ring_size: int,
+        headroom: int,
+        flags: int = 0,
+        tx_metadata_bytes: int = 0,
+    ) -> None: ...
     def close(self) -> None: ...
 
 class SocketHandle:

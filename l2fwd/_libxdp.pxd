@@ -170,6 +170,7 @@ cdef extern from "xdp/xsk.h" nogil:
     int xsk_umem__create(xsk_umem**, void* area, uint64_t size, xsk_ring_prod* fill,
                          xsk_ring_cons* completion, const xsk_umem_config*)
     int xsk_umem__delete(xsk_umem*)
+    int xsk_umem__fd(const xsk_umem*)
     int xsk_socket__create_shared(
         xsk_socket**, const char* ifname, uint32_t queue_id, xsk_umem*, xsk_ring_cons* rx,
         xsk_ring_prod* tx, xsk_ring_prod* fill, xsk_ring_cons* completion,

@@ -18,7 +18,14 @@ class Sender(Protocol):
 
     channel: Channel
 
-    def send_frames(self, addrs: "NDArray[np.uint64]", lengths: "NDArray[np.uint32]") -> int: ...
+    def send_frames(
+        self,
+        addrs: "NDArray[np.uint64]",
+        lengths: "NDArray[np.uint32]",
+        *,
+        checksum: Any = None,
+        timestamp: bool = False,
+    ) -> int: ...
 
 
 class Batch:
@@ -200,11 +207,12 @@ class Batch:
         assert memory is not None
         return memory
 
-    def send_on(self, socket: Sender) -> int:
+    def send_on(self, socket: Sender, *, checksum: Any = None, timestamp: bool = False) -> int:
         """Send the packets on a socket of the same UMEM, without a copy.
 
         What finds no room in a socket that does not block goes back to the pool, unsent.  The
-        batch is released either way.
+        batch is released either way.  ``checksum`` and ``timestamp`` as in
+        ``XdpSocket.write_batch``.
 
         Returns
         -------
@@ -225,7 +233,7 @@ class Batch:
         before = socket.channel.tx_packets
         sent = 0
         try:
-            socket.send_frames(self._addrs, self._lengths)
+            socket.send_frames(self._addrs, self._lengths, checksum=checksum, timestamp=timestamp)
         finally:
             # Counted, as the call may have failed after it sent some.
             sent = socket.channel.tx_packets - before

@@ -74,6 +74,9 @@ RX_METADATA: Final = np.dtype(
     ]
 )
 
+# When a packet was sent, as XdpSocket.timestamps() tells it.
+TX_TIMESTAMP: Final = np.dtype([("packet", "=u8"), ("timestamp_ns", "=u8")])
+
 
 class RxHas(IntFlag):
     """Which columns of a received packet's metadata are there: enum rx_metadata_flag."""
