@@ -2,18 +2,9 @@
 /* Data path afxdp: every packet goes to the AF_XDP socket of its RX queue, but those that are
  * meant for the next bridge.
  */
-#include "counters.h"
-#include "parse.h"
+#include "to_socket.h"
 
-#include <bpf/bpf_helpers.h>
 #include <xdp/xdp_helpers.h>
-
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__type(key, __u32);	 /* RX queue id */
-	__type(value, __u32);	 /* AF_XDP socket */
-	__uint(max_entries, 64); /* set to the link's queue count before loading */
-} sockets SEC(".maps");
 
 /* libxdp's dispatcher: run after filters (default priority 50), go on when we pass. */
 struct {
@@ -24,24 +15,7 @@ struct {
 SEC("xdp.frags")
 int l2fwd_afxdp(struct xdp_md *ctx)
 {
-	void *end = (void *)(long)ctx->data_end;
-	struct ethhdr *eth = (void *)(long)ctx->data;
-	struct datapath_counters *count;
-	int verdict;
-
-	count = find_counters();
-	if (!count)
-		return XDP_ABORTED;
-
-	/* XDP_PASS on a miss: a dead engine never becomes a black hole. */
-	verdict = XDP_PASS;
-	if ((void *)(eth + 1) <= end && !is_link_local(eth->h_dest))
-		verdict = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
-	if (verdict == XDP_REDIRECT)
-		count->redirected_packets++;
-	else
-		count->passed_packets++;
-	return verdict;
+	return to_socket(ctx);
 }
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

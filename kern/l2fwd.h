@@ -160,6 +160,28 @@ struct datapath_counters {
 	__u64 upcall_packets; /* handed to a worker that decides */
 };
 
+/* What the NIC knew about a packet, right before its data.  The order is RX_METADATA of
+ * l2fwd/records.py.
+ */
+struct rx_metadata {
+	__u64 timestamp_ns; /* by the NIC's clock */
+	__u32 hash;
+	__u32 hash_type;   /* enum xdp_rss_hash_type of the kernel */
+	__be16 vlan_proto; /* of the tag that the NIC took off */
+	__u16 vlan_tci;
+	__u32 has; /* RX_METADATA_MAGIC, and enum rx_metadata_flag */
+};
+
+enum rx_metadata_flag { /* and netdev_xdp_rx_metadata of the kernel */
+			RX_HAS_TIMESTAMP = 1 << 0,
+			RX_HAS_HASH = 1 << 1,
+			RX_HAS_VLAN_TAG = 1 << 2,
+};
+
+/* Else what is there are bytes of another packet that had the frame. */
+#define RX_METADATA_MAGIC 0x6d657400
+#define RX_METADATA_FLAGS 0xff
+
 _Static_assert(sizeof(struct packet_key) == 64, "eight words, masked one by one");
 _Static_assert(sizeof(struct rule_key) == 8 * HASHED_WORDS, "a hash key: no padding");
 _Static_assert(sizeof(struct rule_mask) == 72, "no padding");
@@ -167,6 +189,7 @@ _Static_assert(sizeof(struct rule_action) == 32, "no padding");
 _Static_assert(sizeof(struct flow_key) == 8 * HASHED_WORDS, "a hash key: no padding");
 _Static_assert(sizeof(struct flow) == 136, "no padding");
 _Static_assert(sizeof(struct queue_progress) == 128, "two cache lines");
+_Static_assert(sizeof(struct rx_metadata) == 24, "at most 32 bytes, no padding");
 
 typedef __u64 __attribute__((may_alias)) key_word;
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from l2fwd.errors import ConfigError, KernelError, L2fwdError, RunError, UnsupportedError
     from l2fwd.policy import Policy
     from l2fwd.policy_batch import PolicyBatch
+    from l2fwd.records import HashType, RxHas
     from l2fwd.sockets import MultiQueueSocket, SocketStats, XdpSocket
     from l2fwd.xsk import Umem
 
@@ -33,6 +34,8 @@ _HOME: Final = {
     "UnsupportedError": "errors",
     "Policy": "policy",
     "PolicyBatch": "policy_batch",
+    "HashType": "records",
+    "RxHas": "records",
     "Umem": "xsk",
     "Batch": "batch",
     "MultiQueueSocket": "sockets",
@@ -46,6 +49,7 @@ __all__ = [
     "Engine",
     "FlowConfig",
     "ForwardConfig",
+    "HashType",
     "KernelError",
     "L2fwdError",
     "MultiQueueSocket",
@@ -53,6 +57,7 @@ __all__ = [
     "PolicyBatch",
     "Rewrite",
     "RunError",
+    "RxHas",
     "SocketConfig",
     "SocketStats",
     "Umem",

@@ -6,28 +6,31 @@ Thin: one C object, one class; one C call, one method.  A failing call raises
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EINVAL, ENODEV, ENOENT, errno
-from libc.stdint cimport uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from l2fwd._libxdp cimport (
-    BPF_LINK_TYPE_XDP, BPF_MAP_TYPE_XSKMAP, BPF_XDP, LIBBPF_ERRNO__LIBELF,
+    BPF_F_XDP_DEV_BOUND_ONLY, BPF_LINK_TYPE_XDP, BPF_MAP_TYPE_XSKMAP, BPF_XDP,
+    LIBBPF_ERRNO__LIBELF,
     XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD, bpf_link_create, bpf_link_create_opts,
     bpf_link_detach, bpf_link_get_fd_by_id, bpf_link_get_next_id, bpf_link_info, bpf_map,
     bpf_map__fd, bpf_map__key_size, bpf_map__reuse_fd,
-    bpf_map__set_ifindex, bpf_map__set_max_entries, bpf_map__value_size, bpf_map_delete_elem,
+    bpf_map__set_ifindex, bpf_map__set_initial_value, bpf_map__set_max_entries,
+    bpf_map__value_size, bpf_map_delete_elem,
     bpf_map_get_fd_by_id, bpf_map_info, bpf_map_lookup_batch, bpf_map_lookup_elem,
     bpf_map_update_batch, bpf_map_update_elem, bpf_obj_get, bpf_obj_get_info_by_fd, bpf_obj_pin,
     bpf_object, bpf_object__close, bpf_object__find_map_by_name,
     bpf_object__find_program_by_name, bpf_object__load, bpf_object__next_map,
     bpf_object__next_program, bpf_object__open_file, bpf_prog_get_fd_by_id, bpf_prog_info,
-    bpf_prog_test_run_opts, bpf_program, bpf_program__fd, bpf_program__name,
-    bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach, bpf_xdp_query,
+    bpf_prog_test_run_opts, bpf_program, bpf_program__fd, bpf_program__flags, bpf_program__name,
+    bpf_program__set_flags, bpf_program__set_ifindex, bpf_test_run_opts, bpf_xdp_detach,
+    bpf_xdp_query,
     bpf_xdp_query_opts, libbpf_num_possible_cpus, libxdp_get_error, xdp_attach_mode,
     xdp_multiprog, xdp_multiprog__close, xdp_multiprog__get_from_ifindex,
     xdp_multiprog__is_legacy, xdp_program, xdp_program__attach, xdp_program__close,
     xdp_program__detach, xdp_program__from_bpf_obj, xsk_ring_cons, xsk_ring_prod, xsk_socket,
     xsk_socket__create_shared, xsk_socket__delete, xsk_socket__fd, xsk_socket_config, xsk_umem,
-    xsk_umem__create, xsk_umem__delete, xsk_umem_config,
+    xsk_umem__create, xsk_umem__delete, xsk_umem__fd, xsk_umem_config,
 )
 from l2fwd._rings cimport Memory
 from l2fwd._xdp cimport getsockopt
@@ -71,8 +74,61 @@ cdef extern from "sys/vfs.h" nogil:
     int statfs(const char* path, c_statfs* info)
 
 
+cdef extern from "fcntl.h" nogil:
+    enum:
+        O_CLOEXEC
+
+
+cdef extern from "sys/mman.h" nogil:
+    enum:
+        MAP_FIXED
+        MAP_POPULATE
+        MAP_SHARED
+        PROT_READ
+        PROT_WRITE
+
+    void* MAP_FAILED
+    void* mmap(void* addr, size_t length, int protection, int flags, int fd, long offset)
+
+
 cdef extern from "sys/socket.h" nogil:
+    enum:
+        SOCK_CLOEXEC
+        SOCK_RAW
+
+    int socket(int family, int kind, int protocol)
     int setsockopt(int fd, int level, int name, const void* value, unsigned int length)
+
+
+cdef extern from "unistd.h" nogil:
+    int dup3(int old, int new, int flags)
+
+
+cdef extern from "linux/if_xdp.h" nogil:
+    enum:
+        XDP_MMAP_OFFSETS
+        XDP_UMEM_COMPLETION_RING
+        XDP_UMEM_FILL_RING
+        XDP_UMEM_REG
+
+    const long XDP_UMEM_PGOFF_COMPLETION_RING
+    const long XDP_UMEM_PGOFF_FILL_RING
+
+    struct xdp_ring_offset:
+        uint64_t desc
+
+    struct xdp_mmap_offsets:
+        xdp_ring_offset fr
+        xdp_ring_offset cr
+
+
+cdef struct umem_registration:      # struct xdp_umem_reg; headers may lack its last member
+    uint64_t addr
+    uint64_t len
+    uint32_t chunk_size
+    uint32_t headroom
+    uint32_t flags
+    uint32_t tx_metadata_len
 
 
 # libbpf and libxdp print through one callback each; both end in log_line below.
@@ -117,6 +173,9 @@ cdef extern from * nogil:
 
 
 cdef enum:
+    AF_XDP = 44
+    SOL_XDP = 283
+    XDP_UMEM_TX_METADATA_LEN = 1 << 2   # since Linux 6.11, and in stable kernels since 6.8
     ITEMS_AT_ONCE = 4096
     MAX_PROGRAM_MAPS = 64
     BPF_F_TEST_XDP_LIVE_FRAMES = 1 << 1
@@ -190,10 +249,29 @@ cdef class BpfObject:
     def __dealloc__(self):
         self._close()
 
-    def load(self, int offload_ifindex=0):
-        """Load programs and maps; onto the NIC itself when ``offload_ifindex`` is given."""
+    def set_constants(self, const unsigned char[:] values):
+        """Set the ``const volatile`` variables of the object, before it is loaded."""
+        cdef int error = bpf_map__set_initial_value(self._map(".rodata"), &values[0],
+                                                    values.shape[0])
+        if error:
+            raise kernel_error(-error, "set constants of", f"program {self.name}")
+
+    def load(self, int offload_ifindex=0, int bound_ifindex=0):
+        """Load programs and maps.
+
+        Parameters
+        ----------
+        offload_ifindex : int
+            Onto this NIC itself.
+        bound_ifindex : int
+            For this link only, in native mode: then the program may ask its driver.
+        """
         cdef bpf_map* each = NULL
         cdef int error
+        if bound_ifindex:
+            bpf_program__set_ifindex(self.program, bound_ifindex)
+            bpf_program__set_flags(self.program,
+                                   bpf_program__flags(self.program) | BPF_F_XDP_DEV_BOUND_ONLY)
         if offload_ifindex:
             bpf_program__set_ifindex(self.program, offload_ifindex)
             each = bpf_object__next_map(self.object, NULL)
@@ -639,6 +717,8 @@ cdef class UmemHandle:
         Bytes.
     flags : int
         XDP_UMEM_UNALIGNED_CHUNK_FLAG, or 0.
+    tx_metadata_bytes : int
+        Kept before each packet sent, for what is asked of the NIC; a multiple of 8.
     """
 
     cdef xsk_umem* umem
@@ -651,22 +731,60 @@ cdef class UmemHandle:
     cdef set bound                      # (ifname, queue id) of the sockets
 
     def __cinit__(self, Memory memory not None, uint32_t ring_size, uint32_t headroom,
-                  uint32_t flags=0):
+                  uint32_t flags=0, uint32_t tx_metadata_bytes=0):
         cdef xsk_umem_config config
+        cdef size_t size = memory.shape[0] * memory.frame_size
         cdef int error
         memset(&config, 0, sizeof(config))
         config.fill_size = config.comp_size = ring_size
         config.frame_size = memory.frame_size
         config.frame_headroom = headroom
         config.flags = flags
-        error = xsk_umem__create(&self.umem, memory.start, memory.shape[0] * memory.frame_size,
-                                 &self.fill, &self.completion, &config)
+        error = xsk_umem__create(
+            &self.umem, memory.start, memory.frame_size if tx_metadata_bytes else size,
+            &self.fill, &self.completion, &config)
         if error:
             raise kernel_error(-error, "register UMEM", f"of {memory.shape[0]} frames of "
                                f"{memory.frame_size} bytes")
         self.memory = memory
         self.ring_size = ring_size
         self.bound = set()
+        if tx_metadata_bytes:
+            self._register_again(umem_registration(
+                <uintptr_t>memory.start, size, memory.frame_size, headroom,
+                flags | XDP_UMEM_TX_METADATA_LEN, tx_metadata_bytes))
+
+    cdef int _register_again(self, umem_registration wanted) except -1:
+        """Put a socket with another UMEM behind libxdp's descriptor.
+
+        libxdp before 1.5 cannot ask for TX metadata (docs/adr/0014).  So it made a UMEM of one
+        frame; nothing was bound yet, and the new rings lie where the old ones did.
+        """
+        cdef int fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0)
+        if fd < 0:
+            raise kernel_error(errno, "create AF_XDP socket", "for TX metadata")
+        try:
+            if setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &wanted, sizeof(wanted)) < 0:
+                raise kernel_error(errno, "register UMEM", "with TX metadata")
+            self._replace_rings(fd)
+            if dup3(fd, xsk_umem__fd(self.umem), O_CLOEXEC) < 0:
+                raise kernel_error(errno, "replace", "the descriptor of a UMEM")
+        finally:
+            os.close(fd)
+        return 0
+
+    cdef int _replace_rings(self, int fd) except -1:
+        cdef xdp_mmap_offsets offsets
+        cdef unsigned int length = sizeof(offsets)
+        cdef uint32_t size = self.ring_size
+        if setsockopt(fd, SOL_XDP, XDP_UMEM_FILL_RING, &size, sizeof(size)) < 0 or (
+                setsockopt(fd, SOL_XDP, XDP_UMEM_COMPLETION_RING, &size, sizeof(size)) < 0):
+            raise kernel_error(errno, "make rings of", "a UMEM")
+        if getsockopt(fd, SOL_XDP, XDP_MMAP_OFFSETS, &offsets, &length) < 0:
+            raise kernel_error(errno, "read ring offsets of", "a UMEM")
+        map_over(self.fill.ring, offsets.fr.desc, size, fd, XDP_UMEM_PGOFF_FILL_RING)
+        map_over(self.completion.ring, offsets.cr.desc, size, fd, XDP_UMEM_PGOFF_COMPLETION_RING)
+        return 0
 
     def __dealloc__(self):
         xsk_umem__delete(self.umem)
@@ -676,6 +794,15 @@ cdef class UmemHandle:
         if error:
             raise kernel_error(-error, "delete", "UMEM")
         self.umem = NULL
+
+
+cdef int map_over(void* slots, size_t first_slot, uint32_t size, int fd, long ring) except -1:
+    """Map a ring of addresses of socket ``fd`` where another one was mapped."""
+    if mmap(<char*>slots - first_slot, first_slot + size * sizeof(uint64_t),
+            PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE, fd,
+            ring) == MAP_FAILED:
+        raise kernel_error(errno, "map ring of", "a UMEM")
+    return 0
 
 
 cdef object producer_memory(const xsk_ring_prod* ring):

@@ -3,6 +3,10 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
+cdef enum:                          # newer than the headers of some distributions
+    BPF_F_XDP_DEV_BOUND_ONLY = 1 << 6
+
+
 cdef extern from "bpf/bpf.h" nogil:
     struct bpf_link_create_opts:
         size_t sz
@@ -98,6 +102,9 @@ cdef extern from "bpf/libbpf.h" nogil:
     const char* bpf_program__name(const bpf_program* program)
     int bpf_program__fd(const bpf_program*)
     void bpf_program__set_ifindex(bpf_program*, uint32_t ifindex)
+    uint32_t bpf_program__flags(const bpf_program*)
+    int bpf_program__set_flags(bpf_program*, uint32_t flags)
+    int bpf_map__set_initial_value(bpf_map*, const void* data, size_t size)
     int bpf_map__fd(const bpf_map*)
     int bpf_map__set_ifindex(bpf_map*, uint32_t ifindex)
     int bpf_map__set_max_entries(bpf_map*, uint32_t count)
@@ -163,6 +170,7 @@ cdef extern from "xdp/xsk.h" nogil:
     int xsk_umem__create(xsk_umem**, void* area, uint64_t size, xsk_ring_prod* fill,
                          xsk_ring_cons* completion, const xsk_umem_config*)
     int xsk_umem__delete(xsk_umem*)
+    int xsk_umem__fd(const xsk_umem*)
     int xsk_socket__create_shared(
         xsk_socket**, const char* ifname, uint32_t queue_id, xsk_umem*, xsk_ring_cons* rx,
         xsk_ring_prod* tx, xsk_ring_prod* fill, xsk_ring_cons* completion,

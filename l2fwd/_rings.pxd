@@ -53,6 +53,7 @@ cdef struct FramePool:              # a stack: the frame used last is the one st
     uint8_t* data                   # first byte of the UMEM
     uint8_t* places                 # FramePlace[frame_count]; release build: what users hold
     uint64_t lost_frames
+    uint32_t tx_room                # bytes before each packet sent, for what is asked of the NIC
 
 
 cdef struct PortCounters:           # one writer: the worker's thread.  Monotonic.
@@ -305,6 +306,7 @@ cdef inline bint take_packet(PortState* port, const xdp_desc* slot, xdp_desc* de
 
 cdef uint32_t refill(PortState* port) noexcept nogil
 cdef uint32_t reclaim(PortState* port) noexcept nogil
+cdef void take_completed(PortState* port, uint32_t first, uint32_t count) noexcept nogil
 
 
 cdef class Memory:

@@ -141,11 +141,16 @@ cdef void take_back_each(PortState* port, uint32_t first, uint32_t count) noexce
 cdef uint32_t reclaim(PortState* port) noexcept nogil:
     """Take every transmitted frame back into the pool; return how many."""
     cdef uint32_t first = 0
-    cdef uint32_t head
     # Never more than are out: a kernel that completes a frame twice cannot overfill the pool.
     cdef uint32_t count = ring_peek(&port.completion, port.tx_lent, &first)
-    if count == 0:
-        return 0
+    if count:
+        take_completed(port, first, count)
+    return count
+
+
+cdef void take_completed(PortState* port, uint32_t first, uint32_t count) noexcept nogil:
+    """Take the frames of ``count`` completions back, from slot ``first`` on."""
+    cdef uint32_t head
     if port.is_plain:
         head = slots_before_wrap(&port.completion.ring, first, count)
         take_back(port, completion_slot(&port.completion, first), head)
@@ -155,7 +160,6 @@ cdef uint32_t reclaim(PortState* port) noexcept nogil:
         take_back_each(port, first, count)
     ring_release(&port.completion, count)
     port.tx_lent -= count
-    return count
 
 
 cdef bint prefer_node(Memory memory, unsigned int node):
@@ -253,6 +257,8 @@ cdef class Pool:
         The UMEM.  Frame ``i`` starts at byte ``i * frame_size``.
     unaligned : bool
         The kernel knows frames by any address (XDP_UMEM_UNALIGNED_CHUNK_FLAG).
+    tx_room : int
+        Bytes before each packet sent, at the start of its frame.
 
     Raises
     ------
@@ -260,7 +266,7 @@ cdef class Pool:
         If the frame size is not a power of two, and not unaligned (``xdp_umem_reg`` asks for it).
     """
 
-    def __cinit__(self, Memory memory not None, *, bint unaligned=False):
+    def __cinit__(self, Memory memory not None, *, bint unaligned=False, uint32_t tx_room=0):
         cdef FramePool* pool = &self.pool
         cdef uint32_t i
         cdef uint32_t frame_count = memory.shape[0]
@@ -277,6 +283,7 @@ cdef class Pool:
         pool.umem_size = memory.shape[0] * memory.frame_size
         pool.data = <uint8_t*>memory.start
         pool.frame_count = frame_count
+        pool.tx_room = tx_room
         for i in range(frame_count):
             # Highest first, so that the lowest frame is taken first.
             pool.addrs[i] = <uint64_t>(frame_count - 1 - i) * memory.frame_size
@@ -299,6 +306,10 @@ cdef class Pool:
     @property
     def is_unaligned(self):
         return self.pool.frame_mask == 0
+
+    @property
+    def tx_room(self):
+        return self.pool.tx_room
 
     @property
     def lost_count(self):

@@ -13,22 +13,28 @@ from cpython.bytes cimport (
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from l2fwd._chains cimport (
     MAX_FRAGMENTS, Chains, chain_at, chain_size, give_chain, next_length, send_chain,
     take_chains,
 )
+from l2fwd._metadata cimport (
+    RX_METADATA_BYTES, XDP_TX_METADATA, XDP_TXMD_FLAGS_CHECKSUM, XDP_TXMD_FLAGS_TIMESTAMP,
+    ask_nothing, metadata_of, take_metadata, take_timestamp, tx_metadata,
+)
 from l2fwd._rings cimport (
     ETHERNET_HEADER_BYTES, PLACE_POOL, PLACE_TX, PLACE_USER, FramePool, Memory, Port, PortState,
-    frame_move, packet_is_usable, pool_give, reclaim, refill, ring_needs_wakeup,
-    ring_reserve, rx_peek, rx_release, rx_slot, take_packet, tx_slot, tx_submit,
+    completion_slot, frame_move, packet_is_usable, pool_give, reclaim, refill, ring_needs_wakeup,
+    ring_peek, ring_reserve, rx_peek, rx_release, rx_slot, take_completed, take_packet, tx_slot,
+    tx_submit,
 )
 from l2fwd._worker cimport kick_tx, socket_error
 from l2fwd._xdp cimport L2FWD_DEBUG, POLLIN, POLLOUT, pollfd, ppoll, timespec, xdp_desc
 
 import time
+from collections import deque
 
 from l2fwd.errors import ConfigError, kernel_error
 
@@ -39,6 +45,7 @@ cdef extern from *:
 
 cdef enum:
     REFILL_BURST = 64               # frames lent together; a store to a shared line each
+    MAX_TIMESTAMPS = 65536          # kept for the caller, the newest
 
 
 # A wait is cut into pieces: neither the end of the link nor ``close`` by another thread wakes poll.
@@ -99,13 +106,67 @@ cdef inline void top_up(PortState* port) noexcept nogil:
         refill(port)
 
 
-cdef inline void put_frame(PortState* port, uint32_t slot, uint64_t addr,
-                           uint32_t length) noexcept nogil:
+cdef inline uint32_t send_room(const FramePool* pool) noexcept nogil:
+    """Return the bytes of the longest packet that one frame sends."""
+    return pool.frame_size - pool.tx_room
+
+
+cdef inline uint64_t next_addr(const FramePool* pool) noexcept nogil:
+    """Tell where in the frame on top of the pool a packet to be sent begins."""
+    return pool.addrs[pool.count - 1] + pool.tx_room
+
+
+cdef inline void put_frame(PortState* port, uint32_t slot, uint64_t addr, uint32_t length,
+                           uint32_t options) noexcept nogil:
     """Put the frame on top of the pool, now written, on the TX ring."""
     port.pool.count -= 1
     frame_move(port.pool, addr, PLACE_POOL, PLACE_TX)
-    tx_slot(&port.tx, slot)[0] = xdp_desc(addr, length, 0)
+    tx_slot(&port.tx, slot)[0] = xdp_desc(addr, length, options)
     port.counters.tx_bytes += length
+
+
+cdef class TxRequest:
+    """What is asked for each packet of one call.
+
+    Parameters
+    ----------
+    checksum : uint16, shape (1, 2) or (n, 2), or None
+        From which byte on to sum, for all packets or each, and how far from there the result goes.
+    timestamp : bool
+    """
+
+    def __cinit__(self, const uint16_t[:, ::1] checksum, bint timestamp):
+        self.has_checksum = checksum is not None
+        if self.has_checksum:
+            self.checksum = checksum
+        self.timestamp = timestamp
+
+    cdef int write(self, FramePool* pool, uint64_t addr, uint32_t length, Py_ssize_t index,
+                   uint64_t number) except -1:
+        """Write it in front of packet ``index``; its descriptor's options are XDP_TX_METADATA.
+
+        The kernel says EINVAL, and sends nothing more, where a checksum lies outside a packet.
+        """
+        cdef tx_metadata* metadata = metadata_of(pool, addr)
+        cdef Py_ssize_t row = index if self.has_checksum and self.checksum.shape[0] > 1 else 0
+        cdef uint32_t end
+        if metadata == NULL:
+            raise ConfigError("nothing can be asked for packets of a UMEM without tx_metadata")
+        memset(metadata, 0, sizeof(tx_metadata))
+        if self.has_checksum:
+            end = <uint32_t>self.checksum[row, 0] + self.checksum[row, 1] + 2
+            if end > length:
+                raise ConfigError(
+                    f"packet {index} has {length} bytes in its first frame, its checksum would "
+                    f"end at {end}"
+                )
+            metadata.checksum_start = self.checksum[row, 0]
+            metadata.checksum_offset = self.checksum[row, 1]
+            metadata.flags |= XDP_TXMD_FLAGS_CHECKSUM
+        if self.timestamp:
+            metadata.flags |= XDP_TXMD_FLAGS_TIMESTAMP
+            metadata.number = number
+        return 0
 
 
 cdef class Channel(Port):
@@ -119,6 +180,7 @@ cdef class Channel(Port):
 
     def __cinit__(self, *arguments, **settings):
         self.late = []
+        self.timestamps = deque(maxlen=MAX_TIMESTAMPS)
 
     cdef int _enter(self) except -1:
         """Refuse a second thread: the rings have one producer and one consumer."""
@@ -143,7 +205,8 @@ cdef class Channel(Port):
             time.sleep(50e-6)
         Port.close(self)
 
-    def receive(self, uint64_t[::1] addrs not None, uint32_t[::1] lengths not None):
+    def receive(self, uint64_t[::1] addrs not None, uint32_t[::1] lengths not None,
+                metadata=None):
         """Take received packets, up to the length of the arrays; return how many.
 
         Parameters
@@ -152,6 +215,8 @@ cdef class Channel(Port):
             Gets the byte offset of each packet in the UMEM.
         lengths : uint32, shape (n,)
             Gets its bytes.
+        metadata : uint8, shape (n, 24), optional
+            Gets what the program wrote in front of it, records.RX_METADATA.
         """
         cdef PortState* port = &self.state
         cdef FramePool* pool = port.pool
@@ -159,31 +224,40 @@ cdef class Channel(Port):
         cdef uint32_t count = 0
         cdef uint32_t received, i
         cdef xdp_desc desc
+        cdef uint8_t* rows = rows_of(metadata, addrs.shape[0])
         self._enter()
         received = rx_peek(port, <uint32_t>addrs.shape[0], &first)
         for i in range(received):
             if take_packet(port, rx_slot(&port.rx, first + i), &desc):
                 addrs[count], lengths[count] = desc.addr, desc.len
+                if rows != NULL:
+                    take_metadata(pool, desc.addr, rows + count * RX_METADATA_BYTES)
                 pool.places[frame_index(pool, desc.addr)] = PLACE_USER
                 count += 1
         self.pool.user_count += count
         self._received(received)
         return count
 
-    def receive_bytes(self, uint32_t most):
-        """Take up to ``most`` packets as a list of bytes, and recycle their frames."""
+    def receive_bytes(self, uint32_t most, metadata=None):
+        """Take up to ``most`` packets as a list of bytes, and recycle their frames.
+
+        ``metadata`` as in ``receive``, ``most`` rows.
+        """
         cdef PortState* port = &self.state
         cdef uint32_t first = 0
         cdef uint32_t received, i
         cdef xdp_desc desc
         cdef char* data
         cdef list packets = []
+        cdef uint8_t* rows = rows_of(metadata, most)
         self._enter()
         if not port.is_plain:
-            return self._receive_whole(most)
+            return self._receive_whole(most, rows)
         received = rx_peek(port, most, &first)
         for i in range(received):
             if take_packet(port, rx_slot(&port.rx, first + i), &desc):
+                if rows != NULL:
+                    take_metadata(port.pool, desc.addr, rows + len(packets) * RX_METADATA_BYTES)
                 data = <char*>port.pool.data + desc.addr
                 packets.append(PyBytes_FromStringAndSize(data, desc.len))
                 pool_give(port.pool, desc.addr, PLACE_USER)
@@ -199,7 +273,7 @@ cdef class Channel(Port):
         cdef list whole
         self._enter()
         if not port.is_plain:
-            whole = self._receive_whole(1)
+            whole = self._receive_whole(1, NULL)
             return whole[0] if whole else None
         while packet is None and rx_peek(port, 1, &first):
             if take_packet(port, rx_slot(&port.rx, first), &desc):
@@ -240,7 +314,7 @@ cdef class Channel(Port):
             return desc.len
         return -1
 
-    cdef list _receive_whole(self, uint32_t most):
+    cdef list _receive_whole(self, uint32_t most, uint8_t* rows):
         """``receive_bytes`` where a packet may take several frames: what they hold is joined."""
         cdef Chains chains
         cdef const xdp_desc* descs
@@ -249,6 +323,8 @@ cdef class Channel(Port):
         take_chains(&self.state, most, &chains)
         for i in range(chains.count):
             descs = chain_at(&chains, i)
+            if rows != NULL:
+                take_metadata(self.state.pool, descs[0].addr, rows + i * RX_METADATA_BYTES)
             packets.append(b"".join([
                 PyBytes_FromStringAndSize(<char*>self.state.pool.data + descs[j].addr, descs[j].len)
                 for j in range(chain_size(&chains, i))
@@ -264,7 +340,7 @@ cdef class Channel(Port):
             raise ConfigError(
                 f"the packet has {length} bytes, the buffer {buffer.shape[0]}; use a larger one"
             )
-        for packet in self._receive_whole(1):
+        for packet in self._receive_whole(1, NULL):
             memcpy(&buffer[0], PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet))
             return PyBytes_GET_SIZE(packet)
         return -1
@@ -298,11 +374,11 @@ cdef class Channel(Port):
         else:
             self.recycle(addrs)
 
-    def send_bytes(self, list packets not None, Py_ssize_t first=0):
+    def send_bytes(self, list packets not None, Py_ssize_t first=0, TxRequest request=None):
         """Copy packets (bytes, or any buffer of bytes) to the TX ring, from index ``first`` on.
 
         A list, as to take them out of anything else may run code of its own, which could close
-        the socket or send on it.
+        the socket or send on it.  ``request`` is for all of them, its rows from index 0 on.
 
         Returns
         -------
@@ -322,15 +398,16 @@ cdef class Channel(Port):
         cdef uint64_t addr
         cdef uint32_t length
         self._enter()
-        reclaim(port)
+        self._reclaim()
         if not port.is_plain:
-            return self._send_all_whole(packets, first)
+            return self._send_all_whole(packets, first, request)
         room = ring_reserve(&port.tx, min(<uint32_t>(len(packets) - first), pool.count), &slot)
         try:
             for packet in packets[first:first + room]:  # a copy: nobody else changes it
-                addr = pool.addrs[pool.count - 1]
+                addr = next_addr(pool)
                 length = copy_packet(pool, addr, packet, first + sent)
-                put_frame(port, slot + sent, addr, length)
+                put_frame(port, slot + sent, addr, length,
+                          self._ask(request, addr, length, first + sent, sent))
                 sent += 1
         finally:
             self._submit(sent)
@@ -348,18 +425,20 @@ cdef class Channel(Port):
         cdef uint32_t slot = 0
         cdef uint64_t addr
         self._enter()
-        reclaim(port)
+        self._reclaim()
         if not port.is_plain:
-            return self._send_all_whole((packet,), 0) == 1
+            return self._send_all_whole((packet,), 0, None) == 1
         if port.pool.count == 0 or ring_reserve(&port.tx, 1, &slot) == 0:
             return False
-        addr = port.pool.addrs[port.pool.count - 1]
-        put_frame(port, slot, addr, copy_packet(port.pool, addr, packet, 0))
+        addr = next_addr(port.pool)
+        put_frame(port, slot, addr, copy_packet(port.pool, addr, packet, 0), 0)
+        ask_nothing(port.pool, addr)
         self._submit(1)
         return True
 
     def send_rows(self, const unsigned char[:, :] rows not None,
-                  const uint32_t[::1] lengths not None, Py_ssize_t first=0):
+                  const uint32_t[::1] lengths not None, Py_ssize_t first=0,
+                  TxRequest request=None):
         """Copy packets, one per row, to the TX ring; as ``send_bytes``."""
         cdef PortState* port = &self.state
         cdef FramePool* pool = port.pool
@@ -371,9 +450,9 @@ cdef class Channel(Port):
         if lengths.shape[0] != rows.shape[0]:
             raise ConfigError(f"{rows.shape[0]} rows, but {lengths.shape[0]} lengths")
         self._enter()
-        reclaim(port)
+        self._reclaim()
         if not port.is_plain:
-            return self._send_all_whole(_RowsOf(rows, lengths), first)
+            return self._send_all_whole(_RowsOf(rows, lengths), first, request)
         room = ring_reserve(&port.tx, min(<uint32_t>(rows.shape[0] - first), pool.count), &slot)
         try:
             for i in range(room):
@@ -383,23 +462,30 @@ cdef class Channel(Port):
                         f"its row {rows.shape[1]}"
                     )
                 check_length(pool, lengths[first + i], first + i)
-                addr = pool.addrs[pool.count - 1]
+                addr = next_addr(pool)
                 if is_packed:
                     memcpy(pool.data + addr, &rows[first + i, 0], lengths[first + i])
                 else:
                     for j in range(lengths[first + i]):
                         pool.data[addr + j] = rows[first + i, j]
-                put_frame(port, slot + sent, addr, lengths[first + i])
+                put_frame(port, slot + sent, addr, lengths[first + i],
+                          self._ask(request, addr, lengths[first + i], first + i, sent))
                 sent += 1
         finally:
             self._submit(sent)
         return sent
 
     def send_frames(self, const uint64_t[::1] addrs not None,
-                    const uint32_t[::1] lengths not None):
-        """Move frames of received packets to the TX ring; return how many found room.
+                    const uint32_t[::1] lengths not None, Py_ssize_t first=0,
+                    TxRequest request=None):
+        """Move frames of received packets to the TX ring, from index ``first`` on.
 
         They must be of this channel's pool, and the caller's: then they are the kernel's.
+
+        Returns
+        -------
+        int
+            How many found room.
 
         Raises
         ------
@@ -409,42 +495,74 @@ cdef class Channel(Port):
         cdef PortState* port = &self.state
         cdef FramePool* pool = port.pool
         cdef uint32_t slot = 0
-        cdef uint32_t room, i
+        cdef uint32_t options, room
         cdef uint32_t sent = 0
+        cdef Py_ssize_t i
         if lengths.shape[0] != addrs.shape[0]:
             raise ConfigError(f"{addrs.shape[0]} addresses, but {lengths.shape[0]} lengths")
         self._enter()
-        reclaim(port)
-        room = ring_reserve(&port.tx, <uint32_t>addrs.shape[0], &slot)
+        self._reclaim()
+        room = ring_reserve(&port.tx, <uint32_t>(addrs.shape[0] - first), &slot)
         try:
-            for i in range(room):
-                if addrs[i] >= pool.umem_size or lengths[i] < ETHERNET_HEADER_BYTES or (
-                        lengths[i] > pool.frame_size - (addrs[i] & (pool.frame_size - 1))):
-                    raise ConfigError(
-                        f"packet {i} has {lengths[i]} bytes at {addrs[i]}; it must have 14 or "
-                        f"more, inside one frame of {pool.frame_size}"
-                    )
-                if not take_lent(pool, addrs[i]):
-                    raise ConfigError(
-                        f"the frame at {addrs[i]} is not yours: it was never received, or given "
-                        "back since"
-                    )
+            for i in range(first, first + room):
+                check_frame(pool, addrs[i], lengths[i], i)
+                if pool.places[frame_index(pool, addrs[i])] != PLACE_USER:
+                    raise not_lent(addrs[i])
+                options = self._ask(request, addrs[i], lengths[i], i, sent)
+                take_lent(pool, addrs[i])
                 self.pool.user_count -= 1
                 frame_move(pool, addrs[i], PLACE_USER, PLACE_TX)
-                tx_slot(&port.tx, slot + sent)[0] = xdp_desc(addrs[i], lengths[i], 0)
+                tx_slot(&port.tx, slot + sent)[0] = xdp_desc(addrs[i], lengths[i], options)
                 port.counters.tx_bytes += lengths[i]
                 sent += 1
         finally:
             self._submit(sent)
         return sent
 
-    cdef Py_ssize_t _send_all_whole(self, packets, Py_ssize_t first) except -1:
+    cdef uint32_t _ask(self, TxRequest request, uint64_t addr, uint32_t length, Py_ssize_t index,
+                       uint32_t sent) except? 0xFFFFFFFF:
+        """Write what is asked for a packet; return the options of its descriptor."""
+        if request is None:
+            ask_nothing(self.state.pool, addr)
+            return 0
+        request.write(self.state.pool, addr, length, index, self.state.counters.tx_packets + sent)
+        return XDP_TX_METADATA
+
+    cdef int _reclaim(self) except -1:
+        """Take completed frames back, and the timestamps that were asked for."""
+        cdef PortState* port = &self.state
+        cdef uint32_t first = 0
+        cdef uint32_t count, i
+        cdef uint64_t number = 0
+        cdef uint64_t timestamp = 0
+        if port.pool.tx_room == 0:
+            reclaim(port)
+            return 0
+        count = ring_peek(&port.completion, port.tx_lent, &first)
+        for i in range(count):
+            if take_timestamp(port.pool, completion_slot(&port.completion, first + i)[0],
+                              &number, &timestamp):
+                self.timestamps.append((number, timestamp))
+        if count:
+            take_completed(port, first, count)
+        return 0
+
+    def take_timestamps(self):
+        """Take what was told of packets sent: a list of (number, ns), number from 0 on."""
+        self._enter()
+        self._reclaim()
+        taken = list(self.timestamps)
+        self.timestamps.clear()
+        return taken
+
+    cdef Py_ssize_t _send_all_whole(self, packets, Py_ssize_t first,
+                                    TxRequest request) except -1:
         """``send_bytes`` where a packet may take several frames."""
         cdef uint32_t queued = 0
         cdef Py_ssize_t sent = 0
         try:
             while first + sent < len(packets) and self._send_whole(
-                    packets[first + sent], first + sent, &queued):
+                    packets[first + sent], first + sent, &queued, request):
                 sent += 1
         finally:
             tx_submit(&self.state, queued)
@@ -452,7 +570,8 @@ cdef class Channel(Port):
                 self._kick()
         return sent
 
-    cdef bint _send_whole(self, packet, Py_ssize_t index, uint32_t* queued) except -1:
+    cdef bint _send_whole(self, packet, Py_ssize_t index, uint32_t* queued,
+                          TxRequest request) except -1:
         """Copy one packet to the TX ring, behind ``queued`` descriptors; False if there is no room.
 
         Raises
@@ -460,7 +579,7 @@ cdef class Channel(Port):
         ConfigError
             If it is too short or too long.
         """
-        cdef size_t most = self.state.max_fragments * <size_t>self.state.pool.frame_size
+        cdef size_t most = self.state.max_fragments * <size_t>send_room(self.state.pool)
         cdef Py_buffer buffer
         PyObject_GetBuffer(packet, &buffer, PyBUF_SIMPLE)
         try:
@@ -468,29 +587,38 @@ cdef class Channel(Port):
                 raise ConfigError(
                     f"packet {index} has {buffer.len} bytes; it must have 14 to {most}"
                 )
-            return self._put_whole(<const char*>buffer.buf, buffer.len, queued)
+            return self._put_whole(<const char*>buffer.buf, buffer.len, index, queued, request)
         finally:
             PyBuffer_Release(&buffer)
 
-    cdef bint _put_whole(self, const char* data, size_t length, uint32_t* queued) noexcept:
+    cdef bint _put_whole(self, const char* data, size_t length, Py_ssize_t index,
+                         uint32_t* queued, TxRequest request) except -1:
         cdef PortState* port = &self.state
         cdef FramePool* pool = port.pool
         cdef xdp_desc descs[MAX_FRAGMENTS]
         cdef uint32_t slot = 0
-        cdef uint32_t count = <uint32_t>((length + pool.frame_size - 1) // pool.frame_size)
+        cdef uint32_t options
+        cdef uint32_t room = send_room(pool)
+        cdef uint32_t count = <uint32_t>((length + room - 1) // room)
         cdef uint32_t i
         if count > pool.count or (
                 ring_reserve(&port.tx, queued[0] + count, &slot) < queued[0] + count):
             return False
+        options = self._ask(request, next_addr(pool), <uint32_t>min(length, <size_t>room), index, 0)
         for i in range(count):
+            descs[i].addr = next_addr(pool)
             pool.count -= 1
-            descs[i].addr = pool.addrs[pool.count]
-            descs[i].len = <uint32_t>min(length, <size_t>pool.frame_size)
+            descs[i].len = <uint32_t>min(length, <size_t>room)
             frame_move(pool, descs[i].addr, PLACE_POOL, PLACE_USER)
             memcpy(pool.data + descs[i].addr, data, descs[i].len)
+            if i:
+                ask_nothing(pool, descs[i].addr)
             data += descs[i].len
             length -= descs[i].len
-        return send_chain(port, descs, count, queued)
+        if not send_chain(port, descs, count, queued):
+            return False
+        tx_slot(&port.tx, slot + queued[0] - count).options |= options
+        return True
 
     cdef int _submit(self, uint32_t count) except -1:
         if count == 0:
@@ -514,7 +642,7 @@ cdef class Channel(Port):
         """Send what is still on the TX ring, and take completed frames back; return what is out."""
         self._enter()
         self._kick()
-        reclaim(&self.state)
+        self._reclaim()
         return self.state.tx_lent
 
     def wait(self, bint to_send, double seconds):
@@ -538,7 +666,7 @@ cdef class Channel(Port):
         self._enter()
         while self.late:
             self.recycle(self.late.pop())
-        reclaim(&self.state)
+        self._reclaim()
         refill(&self.state)
         if self.state.fill_target and ring_needs_wakeup(&self.state.fill):
             self.state.counters.rx_wakeups += 1
@@ -607,12 +735,41 @@ cdef class _RowsOf:
         return self.rows[index, :self.lengths[index]].copy()
 
 
+cdef uint8_t* rows_of(metadata, Py_ssize_t count) except? NULL:
+    """Return where an array for the metadata of ``count`` packets begins; NULL for none."""
+    cdef uint8_t[:, ::1] rows
+    if metadata is None or count == 0:
+        return NULL
+    rows = metadata
+    if rows.shape[0] < count or rows.shape[1] != RX_METADATA_BYTES:
+        raise ConfigError(f"metadata must have shape ({count}, {RX_METADATA_BYTES})")
+    return &rows[0, 0]
+
+
 cdef int check_length(const FramePool* pool, size_t length, Py_ssize_t index) except -1:
-    if length < ETHERNET_HEADER_BYTES or length > pool.frame_size:
+    if length < ETHERNET_HEADER_BYTES or length > send_room(pool):
         raise ConfigError(
-            f"packet {index} has {length} bytes; it must have 14 to {pool.frame_size}"
+            f"packet {index} has {length} bytes; it must have 14 to {send_room(pool)}"
         )
     return 0
+
+
+cdef int check_frame(const FramePool* pool, uint64_t addr, size_t length,
+                     Py_ssize_t index) except -1:
+    cdef uint64_t offset = addr & (pool.frame_size - 1)
+    if addr >= pool.umem_size or length < ETHERNET_HEADER_BYTES or offset < pool.tx_room or (
+            length > pool.frame_size - offset):
+        raise ConfigError(
+            f"packet {index} has {length} bytes at {addr}; it must have 14 or more, inside one "
+            f"frame of {pool.frame_size}"
+        )
+    return 0
+
+
+cdef object not_lent(uint64_t addr):
+    return ConfigError(
+        f"the frame at {addr} is not yours: it was never received, or given back since"
+    )
 
 
 cdef uint32_t copy_packet(FramePool* pool, uint64_t addr, object packet,

@@ -31,6 +31,8 @@ COPY_MODE_FRAGMENTS: Final = 18  # MAX_SKB_FRAGS + 1, as the kernel is built by 
 
 XDP_OPTIONS_ZEROCOPY: Final = 1 << 0
 
+TX_METADATA_BYTES: Final = 32  # struct tx_metadata of _metadata.pxd
+
 XDP_PACKET_HEADROOM: Final = 256  # bytes the kernel keeps before each packet it writes
 MIN_TX_SKB_BUDGET: Final = 32  # TX_BATCH_SIZE in net/xdp/xsk.c
 MAX_RING_SIZE: Final = 1 << 24  # slots; a vmalloc of the kernel bounds it lower

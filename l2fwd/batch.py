@@ -7,6 +7,7 @@ import numpy as np
 
 from l2fwd._socket import Channel, Lease, longest_of, to_bytes, to_rows
 from l2fwd.errors import ConfigError
+from l2fwd.records import RX_METADATA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,7 +18,14 @@ class Sender(Protocol):
 
     channel: Channel
 
-    def send_frames(self, addrs: "NDArray[np.uint64]", lengths: "NDArray[np.uint32]") -> int: ...
+    def send_frames(
+        self,
+        addrs: "NDArray[np.uint64]",
+        lengths: "NDArray[np.uint32]",
+        *,
+        checksum: Any = None,
+        timestamp: bool = False,
+    ) -> int: ...
 
 
 class Batch:
@@ -60,6 +68,7 @@ class Batch:
         channel: Channel | None = None,
         rows: "NDArray[np.uint8] | None" = None,
         frame_size: int = 0,
+        metadata: "NDArray[np.void] | None" = None,
     ) -> None:
         self._addrs = addrs
         self._lengths = lengths
@@ -68,10 +77,16 @@ class Batch:
         self._lease = None if channel is None else Lease(channel.pool.memory)
         self._window = rows
         self._frame_size = frame_size
+        self._metadata = metadata
         self._is_released = False
 
     @classmethod
-    def of(cls, packets: "list[bytes]", timestamp_ns: int = 0) -> "Batch":
+    def of(
+        cls,
+        packets: "list[bytes]",
+        timestamp_ns: int = 0,
+        metadata: "NDArray[np.void] | None" = None,
+    ) -> "Batch":
         """Make a batch of its own memory."""
         longest = max(map(len, packets), default=0)
         rows = np.zeros((len(packets), longest), np.uint8)
@@ -79,7 +94,7 @@ class Batch:
             row[: len(packet)] = np.frombuffer(packet, np.uint8)
         lengths = np.fromiter(map(len, packets), np.uint32, len(packets))
         addrs = np.arange(len(packets), dtype=np.uint64) * longest
-        return cls(addrs, lengths, timestamp_ns, rows=rows, frame_size=longest)
+        return cls(addrs, lengths, timestamp_ns, rows=rows, frame_size=longest, metadata=metadata)
 
     @classmethod
     def joined(cls, batches: "Sequence[Batch]", timestamp_ns: int) -> "Batch":
@@ -92,7 +107,10 @@ class Batch:
         for each in batches:
             to_rows(each._memory(), each._addrs, each._lengths, done, rows, addrs, lengths)
             done += len(each)
-        return cls(addrs, lengths, timestamp_ns, rows=rows, frame_size=longest)
+        return cls(
+            addrs, lengths, timestamp_ns, rows=rows, frame_size=longest,
+            metadata=_joined([each._metadata for each in batches], count),
+        )  # fmt: skip
 
     def _require(self) -> None:
         if self._is_released:
@@ -122,6 +140,24 @@ class Batch:
     def timestamp_ns(self) -> "NDArray[np.int64]":
         """When each packet was read: ns since 1970, int64, shape (n,)."""
         return np.full(len(self), self._time, np.int64)
+
+    @property
+    def metadata(self) -> "NDArray[np.void]":
+        """What the NIC knew about each packet: ``records.RX_METADATA``, shape (n,).
+
+        A structured array: ``timestamp_ns``, ``hash`` and ``hash_type`` (``HashType``),
+        ``vlan_proto`` and ``vlan_tci``; ``has`` (``RxHas``) tells which of them are there, the
+        others are 0.
+
+        Raises
+        ------
+        ConfigError
+            If the socket was opened without ``rx_metadata``.
+        """
+        self._require()
+        if self._metadata is None:
+            raise ConfigError("the batch has no metadata; open its socket with rx_metadata=True")
+        return self._metadata
 
     @property
     def window(self) -> "NDArray[np.uint8]":
@@ -171,11 +207,12 @@ class Batch:
         assert memory is not None
         return memory
 
-    def send_on(self, socket: Sender) -> int:
+    def send_on(self, socket: Sender, *, checksum: Any = None, timestamp: bool = False) -> int:
         """Send the packets on a socket of the same UMEM, without a copy.
 
         What finds no room in a socket that does not block goes back to the pool, unsent.  The
-        batch is released either way.
+        batch is released either way.  ``checksum`` and ``timestamp`` as in
+        ``XdpSocket.write_batch``.
 
         Returns
         -------
@@ -196,7 +233,7 @@ class Batch:
         before = socket.channel.tx_packets
         sent = 0
         try:
-            socket.send_frames(self._addrs, self._lengths)
+            socket.send_frames(self._addrs, self._lengths, checksum=checksum, timestamp=timestamp)
         finally:
             # Counted, as the call may have failed after it sent some.
             sent = socket.channel.tx_packets - before
@@ -245,3 +282,15 @@ class Batch:
         if not self._is_released and self._channel is not None and self._lease is not None:
             self._window = None
             self._lease.give_back(self._channel, self._addrs)
+
+
+def _joined(parts: "list[NDArray[np.void] | None]", count: int) -> "NDArray[np.void] | None":
+    """Put the metadata of several batches together; None if one of them has none."""
+    joined = np.empty(count, RX_METADATA)
+    done = 0
+    for part in parts:
+        if part is None:
+            return None
+        joined[done : done + len(part)] = part
+        done += len(part)
+    return joined

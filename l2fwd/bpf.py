@@ -345,6 +345,15 @@ class Program:
         """Load without attaching."""
         self._object.load()
 
+    def load_bound(self, ifindex: int, constants: bytes = b"") -> None:
+        """Load for native mode on one link, whose driver the program may ask about packets.
+
+        ``constants`` are its ``const volatile`` variables, if it has any.
+        """
+        if constants:
+            self._object.set_constants(constants)
+        self._object.load(bound_ifindex=ifindex)
+
     def attach(
         self, ifindex: int, ifname: str, mode: AttachMode, *, chain: bool = False
     ) -> Attachment:

@@ -304,6 +304,11 @@ def _xdp(link: Link, xdp: XdpFeatures | None, peer: _Peer | None) -> Iterator[Fi
         yield Finding("ok", name, f"packets may span several frames{segments}")
     else:
         yield Finding("ok", name, "a packet must fit one frame")
+    received = ", ".join(sorted(xdp.rx_metadata)) or "none"
+    yield Finding("ok", name, f"metadata of received packets: {received}")
+    if xdp.zero_copy:
+        asked = ", ".join(sorted(xdp.tx_metadata)) or "none"
+        yield Finding("ok", name, f"metadata of packets sent in zero-copy: {asked}")
 
 
 def _ndo_xmit(link: Link, xdp: XdpFeatures, peer: _Peer | None) -> Finding:

@@ -26,6 +26,10 @@ _HW_OFFLOAD: Final = 1 << 4
 _RX_SG: Final = 1 << 5
 _NDO_XMIT_SG: Final = 1 << 6
 
+# enum netdev_xdp_rx_metadata, and netdev_xsk_flags
+_RX_METADATA: Final = {"timestamp": 1 << 0, "hash": 1 << 1, "vlan-tag": 1 << 2}
+_TX_METADATA: Final = {"timestamp": 1 << 0, "checksum": 1 << 1}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XdpFeatures:
@@ -48,6 +52,10 @@ class XdpFeatures:
         A packet may span several buffers: received, and redirected into the link.
     zc_max_segs : int
         Most frames per packet in zero-copy mode; 1 where a packet must fit one frame.
+    rx_metadata : frozenset of str
+        What it tells a native program about a packet: ``timestamp``, ``hash``, ``vlan-tag``.
+    tx_metadata : frozenset of str
+        What sockets may ask of it in zero-copy mode: ``timestamp``, ``checksum``.
     """
 
     basic: bool
@@ -58,6 +66,8 @@ class XdpFeatures:
     rx_sg: bool
     ndo_xmit_sg: bool
     zc_max_segs: int
+    rx_metadata: frozenset[str] = frozenset()
+    tx_metadata: frozenset[str] = frozenset()
 
 
 class _DeviceMessage(genlmsg):  # type: ignore[misc]  # pyroute2 has no types
@@ -110,4 +120,11 @@ def xdp_features(ifindex: int) -> XdpFeatures | None:
         rx_sg=bool(flags & _RX_SG),
         ndo_xmit_sg=bool(flags & _NDO_XMIT_SG),
         zc_max_segs=reply.get_attr("NETDEV_A_DEV_XDP_ZC_MAX_SEGS") or 1,
+        rx_metadata=_named(_RX_METADATA, reply.get_attr("NETDEV_A_DEV_XDP_RX_METADATA_FEATURES")),
+        tx_metadata=_named(_TX_METADATA, reply.get_attr("NETDEV_A_DEV_XSK_FEATURES")),
     )
+
+
+def _named(bits: dict[str, int], flags: int | None) -> frozenset[str]:
+    """Return the names whose bits are set; none where an older kernel tells nothing."""
+    return frozenset(name for name, bit in bits.items() if (flags or 0) & bit)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from l2fwd import bpf
-from l2fwd._socket import WATCH_SECONDS, Channel
+from l2fwd._socket import WATCH_SECONDS, Channel, TxRequest
 from l2fwd.abi import COPY_MODE_FRAGMENTS, ETHERNET_MTU, MIN_TX_SKB_BUDGET
 from l2fwd.batch import Batch
 from l2fwd.config import AttachMode, BindMode, SocketConfig, UmemConfig, choose
@@ -29,21 +29,26 @@ from l2fwd.errors import ConfigError, KernelError, UnsupportedError
 from l2fwd.link import Link, find_link, wait_for_carrier
 from l2fwd.link_programs import LinkProgram, forget_programs
 from l2fwd.netdev import xdp_features
+from l2fwd.records import RX_METADATA, TX_TIMESTAMP
 from l2fwd.xsk import BoundSocket, Umem, check_nic_ring, in_skb_mode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    Checksum = tuple[int, int] | NDArray[np.integer[Any]]
 
 DEFAULT_FRAMES: Final = 1024
 DEFAULT_RING_SIZE: Final = 1024
 DEFAULT_POLL_TIMEOUT: Final = 100e-6  # seconds
 _MAX_BATCH: Final = 64
 _TX_BUDGET: Final = 256  # packets a system call may send in copy mode
+_MAX_CHECKSUM_BYTE: Final = 0xFFFF  # 16 bits in struct xsk_tx_metadata
 _RETRY_SECONDS: Final = 0.005  # a wait for TX frames, which no event tells of
 _DRAIN_SECONDS: Final = 0.2
 _CARRIER_SECONDS: Final = 5.0
 
 Packet = bytes | bytearray | memoryview
+_Nothing = tuple[None, None]
 _Self = TypeVar("_Self", bound="XdpSocket")
 
 
@@ -127,6 +132,12 @@ class XdpSocket:
     frags : bool, optional
         Let a packet take several frames; where the MTU needs it, if not given.  All packets are
         copied then: a batch has memory of its own.  With ``umem``: as its first socket.
+    rx_metadata : bool
+        Have ``Batch.metadata``: the NIC's timestamp, hash and VLAN tag of each packet received.  In
+        native mode, from drivers that tell it.
+    tx_metadata : bool
+        Keep 32 bytes before each packet sent, so that ``checksum`` and ``timestamp`` can be asked
+        for.  With ``umem``: as its first socket.
     program : str
         A BPF object of your own, ``FILE`` or ``FILE:PROGRAM``, with an XSKMAP named ``xsks_map``.
     xsks_map : str
@@ -179,6 +190,8 @@ class XdpSocket:
         huge_pages: bool = False,
         need_wakeup: bool = True,
         frags: bool | None = None,
+        rx_metadata: bool = False,
+        tx_metadata: bool = False,
         program: str = "",
         xsks_map: str = "",
     ) -> None:
@@ -204,6 +217,7 @@ class XdpSocket:
         self.queue = queue
         self.block = block
         self.poll_timeout = poll_timeout
+        self.rx_metadata = rx_metadata
         if not 0 <= queue < max(found.rx_queue_count, 1):
             raise ConfigError(
                 f"queue must be in [0, {found.rx_queue_count}) of {link}, got {queue}"
@@ -215,8 +229,10 @@ class XdpSocket:
                     frame_count=max(4, 2 * frames), frame_size=frame_size, headroom=headroom,
                     huge_pages=huge_pages,
                 )  # fmt: skip
-                umem = Umem(geometry, ring_size, near=link)
+                umem = Umem(geometry, ring_size, near=link, tx_metadata=tx_metadata)
                 undo.callback(umem.close_unused)
+            elif tx_metadata and not umem.tx_metadata:
+                raise ConfigError("tx_metadata is the UMEM's; open its first socket with it")
             self.umem = umem
             settings = _with_frags(settings, umem, found)
             if settings.bind_mode is not BindMode.COPY and attach_mode is not AttachMode.SKB:
@@ -224,8 +240,9 @@ class XdpSocket:
                 if features is None or features.zero_copy:
                     umem.config.check_zero_copy(link, found.driver, found.mtu)
             self._check_frames(min(frames, ring_size) if receive else 0, frame_size, headroom)
-            self._program = None if xsks_map else LinkProgram(found, attach_mode, program)
-            if self._program:
+            self._program = None
+            if not xsks_map:
+                self._program = LinkProgram(found, attach_mode, program, rx_metadata=rx_metadata)
                 undo.callback(self._program.close)
             self.notes = [] if self._program is None else list(self._program.notes)
             if found.has_carrier and not wait_for_carrier(link, _CARRIER_SECONDS, lambda: None):
@@ -237,6 +254,7 @@ class XdpSocket:
                 undo.callback(umem.close_unused)
             undo.callback(self._bound.close)
             self.channel: Channel = self._bound.port  # type: ignore[assignment]
+            self._refused_by_driver = self._not_offloaded(found)
             if receive:
                 if self.is_zero_copy:
                     self.notes += check_nic_ring(found, min(frames, ring_size))
@@ -262,6 +280,20 @@ class XdpSocket:
                 f"frame_size and headroom are the UMEM's, {config.frame_size} and "
                 f"{config.headroom}, got {frame_size} and {headroom}"
             )
+
+    def _not_offloaded(self, found: Link) -> dict[str, str]:
+        """Return what cannot be asked for, with the reason; in copy mode the kernel does all."""
+        if not self.is_zero_copy:
+            return {}
+        features = xdp_features(found.ifindex)
+        have = frozenset() if features is None else features.tx_metadata
+        driver = found.driver or "unknown"
+        return {
+            what: f"{self.link}: driver {driver} has no {what} for zero-copy sockets; open it "
+            "with bind='copy'"
+            for what in ("checksum", "timestamp")
+            if what not in have
+        }
 
     def _receive_on(self, xsks_map: str) -> None:
         fd = self._bound.handle.fd
@@ -368,6 +400,21 @@ class XdpSocket:
             if not self._wait_to_read(timeout):
                 raise BlockingIOError(f"no packet on {self.link} queue {self.queue} in time")
 
+    def read_with_metadata(self, timeout: float | None = None) -> "tuple[bytes, np.void]":
+        """Return the next packet, copied, and its record of ``Batch.metadata``.
+
+        Raises
+        ------
+        ConfigError
+            If the socket was opened without ``rx_metadata``.
+        BlockingIOError
+            If none came in time.
+        """
+        with self.read_batch(1, timeout=timeout) as batch:
+            if not batch:
+                raise BlockingIOError(f"no packet on {self.link} queue {self.queue} in time")
+            return batch.tolist()[0], batch.metadata[0]
+
     def read_batch(
         self, most: int = _MAX_BATCH, *, copy: bool = False, timeout: float | None = None
     ) -> Batch:
@@ -390,15 +437,17 @@ class XdpSocket:
             return self._read_whole(most, timeout)
         most = min(most, self.umem.config.frame_count)
         addrs, lengths = np.empty(most, np.uint64), np.empty(most, np.uint32)
+        metadata, raw = self._metadata_of(most)
         while True:
-            count = self.channel.receive(addrs, lengths)
+            count = self.channel.receive(addrs, lengths, raw)
             if count or not self._wait_to_read(timeout):
                 break
         if count < most:
             addrs, lengths = addrs[:count], lengths[:count]
+            metadata = None if metadata is None else metadata[:count]
         batch = Batch(
             addrs, lengths, time.time_ns(), channel=self.channel,
-            frame_size=self.umem.config.frame_size,
+            frame_size=self.umem.config.frame_size, metadata=metadata,
         )  # fmt: skip
         if not copy:
             return batch
@@ -407,15 +456,32 @@ class XdpSocket:
 
     def _read_whole(self, most: int, timeout: float | None) -> Batch:
         """``read_batch`` where a packet may take several frames: joined, in their own memory."""
+        metadata, raw = self._metadata_of(most)
         while True:
-            packets = self.channel.receive_bytes(most)
+            packets = self.channel.receive_bytes(most, raw)
             if packets or not self._wait_to_read(timeout):
-                return Batch.of(packets, time.time_ns())
+                if metadata is not None:
+                    metadata = metadata[: len(packets)]
+                return Batch.of(packets, time.time_ns(), metadata)
+
+    def _metadata_of(self, most: int) -> "tuple[NDArray[np.void], NDArray[np.uint8]] | _Nothing":
+        """Make room for the metadata of ``most`` packets, if it is wanted: as records, and raw."""
+        if not self.rx_metadata:
+            return None, None
+        records = np.empty(most, RX_METADATA)
+        return records, records.view(np.uint8).reshape(most, RX_METADATA.itemsize)
 
     # Send
 
-    def write(self, packet: Packet, timeout: float | None = None) -> None:
-        """Send one packet, copied.
+    def write(
+        self,
+        packet: Packet,
+        timeout: float | None = None,
+        *,
+        checksum: tuple[int, int] | None = None,
+        timestamp: bool = False,
+    ) -> None:
+        """Send one packet, copied.  ``checksum`` and ``timestamp`` as in ``write_batch``.
 
         Raises
         ------
@@ -424,7 +490,10 @@ class XdpSocket:
         BlockingIOError
             If there was no room for it in time.
         """
-        if not self.channel.send_one(packet) and not self.write_batch([packet], timeout=timeout):
+        is_plain = checksum is None and not timestamp
+        if is_plain and self.channel.send_one(packet):
+            return
+        if not self.write_batch([packet], timeout=timeout, checksum=checksum, timestamp=timestamp):
             raise BlockingIOError(f"no room to send on {self.link} queue {self.queue}")
 
     def write_batch(
@@ -433,6 +502,8 @@ class XdpSocket:
         lengths: "NDArray[np.uint32] | None" = None,
         *,
         timeout: float | None = None,
+        checksum: "Checksum | None" = None,
+        timestamp: bool = False,
     ) -> int:
         """Send packets, copied; return how many: all of them where the socket blocks.
 
@@ -441,26 +512,74 @@ class XdpSocket:
         packets : sequence of bytes, uint8 of shape (n, longest), or Batch
         lengths : uint32, shape (n,), optional
             With an array: bytes of each row that are sent; whole rows by default.
+        checksum : (int, int), or uint16 of shape (n, 2), optional
+            Have the NIC, or the kernel in copy mode, fill in the checksum of TCP or UDP: from which
+            byte on to sum, and how far from there the result goes; for all packets, or for each.
+            The field must hold the sum of the pseudo header, not inverted.
+        timestamp : bool
+            Have ``timestamps()`` tell when they were sent.
 
         Raises
         ------
         ConfigError
             If a packet is too short or too long, named by its index; those before it are sent.
+        UnsupportedError
+            If the driver has no such offload, in zero-copy.
         KernelError
             If the socket died.
         """
         self._require_open()
+        request = self._request(checksum, timestamp, len(packets))
         if isinstance(packets, Batch):
             packets = packets.tolist()
         if isinstance(packets, np.ndarray):
             rows, sizes = _rows(packets, lengths)
-            return self._send(len(rows), partial(self.channel.send_rows, rows, sizes), timeout)
+            put_rows = partial(self.channel.send_rows, rows, sizes, request=request)
+            return self._send(len(rows), put_rows, timeout)
         if lengths is not None:
             raise ConfigError("lengths are for an array of packets; a list has its own")
         listed = packets if type(packets) is list else [packets[i] for i in range(len(packets))]
-        return self._send(len(listed), partial(self.channel.send_bytes, listed), timeout)
+        put = partial(self.channel.send_bytes, listed, request=request)
+        return self._send(len(listed), put, timeout)
 
-    def send_frames(self, addrs: "NDArray[np.uint64]", lengths: "NDArray[np.uint32]") -> int:
+    def _request(
+        self, checksum: "Checksum | None", timestamp: bool, count: int
+    ) -> TxRequest | None:
+        """Return what is to be asked for ``count`` packets; None if it is nothing."""
+        wanted = [("checksum", checksum is not None), ("timestamp", timestamp)]
+        for what in (name for name, is_wanted in wanted if is_wanted):
+            if not self.umem.tx_metadata:
+                raise ConfigError(f"{what} needs a socket opened with tx_metadata=True")
+            if what in self._refused_by_driver:
+                raise UnsupportedError(self._refused_by_driver[what])
+        if checksum is None:
+            return TxRequest(None, True) if timestamp else None
+        return TxRequest(_checksum_rows(checksum, count), timestamp)
+
+    @property
+    def packets_written(self) -> int:
+        """Packets written so far: the number that the next one has in ``timestamps()``."""
+        return self.channel.tx_packets
+
+    def timestamps(self) -> "NDArray[np.void]":
+        """Take what is known by now of when packets were sent, of those written with ``timestamp``.
+
+        A structured array, ``records.TX_TIMESTAMP``: ``packet``, its number as
+        ``packets_written`` told before it was written, and ``timestamp_ns``.  In zero-copy by the
+        NIC's clock; in copy mode when the driver was done with it, by CLOCK_TAI; 0 if unknown.
+        Each is told once, and the newest 65,536 are kept.
+        """
+        self._require_open()
+        return np.array(self.channel.take_timestamps(), TX_TIMESTAMP)
+
+    def send_frames(
+        self,
+        addrs: "NDArray[np.uint64]",
+        lengths: "NDArray[np.uint32]",
+        *,
+        checksum: "Checksum | None" = None,
+        timestamp: bool = False,
+    ) -> int:
         """Send frames of this UMEM that are yours; see ``Batch.send_on``.
 
         Release their batch then, which gives back only what was not sent.
@@ -471,10 +590,8 @@ class XdpSocket:
             If a frame is not yours, or a length does not fit it; those before it are sent.
         """
         self._require_open()
-
-        def put(done: int) -> int:
-            return self.channel.send_frames(addrs[done:], lengths[done:])
-
+        request = self._request(checksum, timestamp, len(addrs))
+        put = partial(self.channel.send_frames, addrs, lengths, request=request)
         return self._send(len(addrs), put, None)
 
     def _send(self, count: int, put: Callable[[int], int], timeout: float | None) -> int:
@@ -541,14 +658,24 @@ class XdpSocket:
             batch.release()
             await self._until(readable=True)
 
-    async def write_batch_async(self, packets: Any, lengths: Any = None) -> int:
-        """Send all of ``packets``, and the event loop runs while there is no room."""
+    async def write_batch_async(
+        self,
+        packets: Any,
+        lengths: Any = None,
+        *,
+        checksum: "Checksum | None" = None,
+        timestamp: bool = False,
+    ) -> int:
+        """As ``write_batch``, all of it, and the event loop runs while there is no room."""
         if isinstance(packets, Batch):
             packets = packets.tolist()
         done = 0
         while True:
             rest = None if lengths is None else lengths[done:]
-            done += self.write_batch(packets[done:], rest, timeout=0)
+            done += self.write_batch(
+                packets[done:], rest, timeout=0, checksum=_part(checksum, done, None),
+                timestamp=timestamp,
+            )  # fmt: skip
             if done == len(packets):
                 return done
             await asyncio.sleep(_RETRY_SECONDS / 50)
@@ -731,6 +858,8 @@ class MultiQueueSocket:
         lengths: "NDArray[np.uint32] | None" = None,
         *,
         timeout: float | None = None,
+        checksum: "Checksum | None" = None,
+        timestamp: bool = False,
     ) -> int:
         """Send packets, spread over the queues; return how many were sent, the first ones.
 
@@ -746,7 +875,10 @@ class MultiQueueSocket:
             self._next = (self._next + 1) % len(self.sockets)
             part = packets[done : done + share]
             sizes = None if lengths is None else lengths[done : done + share]
-            sent = socket.write_batch(part, sizes, timeout=timeout)
+            sent = socket.write_batch(
+                part, sizes, timeout=timeout, checksum=_part(checksum, done, done + share),
+                timestamp=timestamp,
+            )  # fmt: skip
             done += sent
             if sent < len(part):
                 break
@@ -798,7 +930,7 @@ def _umem_for(link: str, queues: int, options: dict[str, Any]) -> Umem:
         headroom=options.pop("headroom", 0),
         huge_pages=options.pop("huge_pages", False),
     )
-    return Umem(geometry, ring_size, near=link)
+    return Umem(geometry, ring_size, near=link, tx_metadata=options.get("tx_metadata", False))
 
 
 _PLACES_OF_UMEM: Final = ("pool", "user", "lost")
@@ -823,6 +955,26 @@ def _rows(
         raise ConfigError(f"lengths must be integers, got {sizes.dtype}")
     # As uint32 what is out of range could become a length.
     return packets, sizes.clip(0, 0xFFFFFFFF).astype(np.uint32)
+
+
+def _checksum_rows(checksum: "Checksum", count: int) -> "NDArray[np.uint16]":
+    """Return (start, offset) as the rows of an array: one, or ``count``."""
+    given = np.asarray(checksum)
+    if given.dtype.kind not in "iu" or given.shape not in ((2,), (count, 2)):
+        raise ConfigError(
+            f"checksum must be two integers, start and offset, or of shape ({count}, 2), got "
+            f"{given.dtype} of {given.shape}"
+        )
+    if given.size and not 0 <= given.min() <= given.max() <= _MAX_CHECKSUM_BYTE:
+        raise ConfigError(f"checksum: start and offset must be in [0, {_MAX_CHECKSUM_BYTE}]")
+    return np.ascontiguousarray(given.reshape(-1, 2), np.uint16)
+
+
+def _part(checksum: "Checksum | None", first: int, last: int | None) -> "Checksum | None":
+    """Return what is for packets ``first`` to ``last`` alone."""
+    if checksum is None or np.ndim(checksum) < 2:
+        return checksum
+    return np.asarray(checksum)[first:last]
 
 
 def total(stats: Iterable[SocketStats]) -> SocketStats:

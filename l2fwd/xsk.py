@@ -16,6 +16,7 @@ from l2fwd.abi import (
     COPY_MODE_FRAGMENTS,
     SOL_XDP,
     STATISTICS_FIELDS,
+    TX_METADATA_BYTES,
     XDP_COPY,
     XDP_MAX_TX_SKB_BUDGET,
     XDP_OPTIONS,
@@ -70,6 +71,9 @@ class Umem:
         Slots of the fill and completion ring of every socket made on this UMEM.
     near : str
         Link whose NUMA node the memory is taken from; empty: from any.
+    tx_metadata : bool
+        Keep 32 bytes before each packet sent, so that its sender can ask for a checksum or a
+        timestamp.
 
     Attributes
     ----------
@@ -79,6 +83,8 @@ class Umem:
     ------
     KernelError
         EPERM, EAFNOSUPPORT (no AF_XDP here), ENOBUFS (RLIMIT_MEMLOCK), ENOMEM.
+    UnsupportedError
+        If the kernel has no ``tx_metadata``.
 
     Notes
     -----
@@ -92,21 +98,30 @@ class Umem:
     >>> umem.close()
     """
 
-    def __init__(self, config: UmemConfig, ring_size: int, *, near: str = "") -> None:
+    def __init__(
+        self, config: UmemConfig, ring_size: int, *, near: str = "", tx_metadata: bool = False
+    ) -> None:
+        if tx_metadata and config.unaligned:
+            raise ConfigError("tx_metadata needs frames of 2048 or 4096 bytes, not unaligned ones")
         self.config = config
+        room = TX_METADATA_BYTES if tx_metadata else 0
         memory = Memory(
             config.frame_count,
             config.frame_size,
             huge=config.huge_pages,
             node=node_of(near) if near else None,
         )
-        self.pool = Pool(memory, unaligned=config.unaligned)
+        self.pool = Pool(memory, unaligned=config.unaligned, tx_room=room)
         self.frags: bool | None = None  # as its first socket was bound
         _raise_memlock_limit()
         try:
             flags = XDP_UMEM_UNALIGNED_CHUNK_FLAG if config.unaligned else 0
-            self.handle = UmemHandle(memory, ring_size, config.headroom, flags)
+            self.handle = UmemHandle(memory, ring_size, config.headroom, flags, room)
         except KernelError as error:
+            if error.errno == errno.EINVAL and error.target == "with TX metadata":
+                raise UnsupportedError(
+                    "tx_metadata needs Linux 6.11, or a stable kernel since 6.8; leave it out"
+                ) from None
             if error.errno != errno.ENOBUFS:  # xdp_umem_account_pages
                 raise
             limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
@@ -117,6 +132,10 @@ class Umem:
                 f"it needs {config.size} bytes of locked memory, RLIMIT_MEMLOCK is {limit}: raise "
                 "it (ulimit -l), grant CAP_IPC_LOCK, or lower --frames",
             ) from None
+
+    @property
+    def tx_metadata(self) -> bool:
+        return self.pool.tx_room > 0
 
     @property
     def frames(self) -> "NDArray[np.uint8]":

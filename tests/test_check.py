@@ -132,6 +132,28 @@ def test_an_offload_that_spoils_packets_comes_with_its_remedy(look, offload, lev
     assert (fault.level, fault.remedy) == (level, remedy)
 
 
+def test_the_metadata_of_a_driver_is_told(look):
+    told = [finding.what for finding in look() if "metadata" in finding.what]
+    assert told == [
+        "metadata of received packets: none",
+        "metadata of packets sent in zero-copy: none",
+    ]
+    xdp = {"rx_metadata": {"timestamp", "hash"}, "tx_metadata": {"checksum"}}
+    told = [finding.what for finding in look(xdp=xdp) if "metadata" in finding.what]
+    assert told == [
+        "metadata of received packets: hash, timestamp",
+        "metadata of packets sent in zero-copy: checksum",
+    ]
+
+
+@pytest.mark.privileged
+def test_a_veth_tells_what_it_knows(pair):
+    with in_netns(pair[0]):
+        links.set_up("left")
+        (found,) = (finding for finding in check_link("left") if "metadata" in finding.what)
+    assert found.what == "metadata of received packets: hash, timestamp, vlan-tag"
+
+
 def test_gro_is_a_fault_only_where_programs_run_in_skb_mode(look):
     assert faults(look(offloads={"rx-gro": True})) == []
     findings = faults(look(offloads={"rx-gro": True}, xdp={"basic": False}))

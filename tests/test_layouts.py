@@ -38,8 +38,9 @@ LAYOUTS = {
     "asked_address": np.dtype([("bytes", "16u1"), ("version", "=u4")]),
     "echo_settings": np.dtype([("mac", "6u1"), ("flags", "=u2")]),
     "sample_counters": np.dtype([(name, "=u8") for name in abi.SAMPLE_COUNTERS]),
+    "rx_metadata": records.RX_METADATA,
 }
-TOOLS_ONLY = {"asked_address", "echo_settings", "sample_counters"}
+TOOLS_ONLY = {"asked_address", "echo_settings", "sample_counters", "rx_metadata"}
 FLOWS_ONLY = {"flow_key", "flow", "queue_progress"}
 
 
@@ -70,6 +71,7 @@ def size_of(types, type_id):
     ("name", "expected"),
     [
         ("afxdp", {"datapath_counters"}),
+        ("metadata", {"datapath_counters", "rx_metadata"}),
         ("l3fwd", {"datapath_counters"}),
         ("redirect", LAYOUTS.keys() - FLOWS_ONLY - TOOLS_ONLY),
         ("hybrid", LAYOUTS.keys() - TOOLS_ONLY),
@@ -118,6 +120,8 @@ def test_the_enums_in_python_are_those_of_the_header():
     }
     assert bits["KEY_HAS_PORTS"] == rule_keys.HAS_PORTS
     assert bits["KEY_LINK_LOCAL"] == rule_keys.LINK_LOCAL
+    has = {name: bits[f"RX_HAS_{name}"] for name in ("TIMESTAMP", "HASH", "VLAN_TAG")}
+    assert has == {flag.name: flag.value for flag in records.RxHas}
     verdicts = re.findall(r"^\tVERDICT_(\w+),$", text, re.MULTILINE)
     assert {name.lower(): i for i, name in enumerate(verdicts)} == abi.VERDICTS
 

@@ -33,6 +33,7 @@ LAYERS = (
     {"tool_config"},
     {
         "_rings",
+        "_metadata",
         "_chains",
         "_classify",
         "_decide",
@@ -65,8 +66,10 @@ LAYERS = (
 )
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 WITHIN_A_LAYER = {
+    ("_metadata", "_rings"),
     ("_chains", "_rings"),
     ("_socket", "_chains"),
+    ("_socket", "_metadata"),
     ("_socket", "_rings"),
     ("_socket", "_worker"),
     ("_jobs", "_chains"),

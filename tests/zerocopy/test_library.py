@@ -2,7 +2,7 @@
 
 import pytest
 
-from l2fwd import ConfigError, XdpSocket, link
+from l2fwd import ConfigError, UnsupportedError, XdpSocket, link
 
 pytestmark = pytest.mark.privileged
 
@@ -47,3 +47,16 @@ def test_macswap_sends_every_frame_back(bed, forward, open_wire, obtained):
     swapped = [frame[6:12] + frame[:6] + frame[12:] for frame in sent]
     assert wire.receive(len(sent), end=wire.gen) == swapped
     assert tool.stop()["unaccounted"] == 0
+
+
+def test_what_igb_does_not_tell_or_do_is_named(bed):
+    options = {"bind": "zero-copy", "frame_size": 4096, "frames": 512}
+    with link.in_netns(bed.fwd):
+        with pytest.raises(UnsupportedError, match="driver igb tells programs nothing"):
+            XdpSocket(bed.in_link, rx_metadata=True, **options)
+        with XdpSocket(bed.in_link, tx_metadata=True, **options) as xsk:
+            assert xsk.is_zero_copy
+            with pytest.raises(UnsupportedError, match="driver igb has no checksum for zero-copy"):
+                xsk.write(bytes(60), checksum=(34, 6))
+            xsk.write(bytes(60))
+            assert xsk.flush(2.0)
