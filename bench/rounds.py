@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from bench.bed import Sample, wait_until_quiet
+from l2fwd.errors import L2fwdError
 
 _TRIES: Final = 3
 _QUIET_SECONDS: Final = 3.0
@@ -12,7 +13,11 @@ Samples = dict[str, list[Sample]]
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], Sample]], rounds: int, *, quiet: bool = True
+    contenders: Mapping[str, Callable[[], Sample]],
+    rounds: int,
+    *,
+    quiet: bool = True,
+    failed: Callable[[str, L2fwdError], None] | None = None,
 ) -> Samples:
     """Sample every contender once a round; who goes first moves on by one each round.
 
@@ -25,6 +30,9 @@ def take_turns(
     rounds : int
     quiet : bool
         Wait some seconds for a quiet machine before each round.
+    failed : callable, optional
+        Told of a contender that raises, which has no samples and no turns then; without it the
+        error is the caller's.
     """
     found: Samples = {name: [] for name in contenders}
     names = list(contenders)
@@ -33,7 +41,15 @@ def take_turns(
             wait_until_quiet(_QUIET_SECONDS)
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
-            found[name].append(undisturbed(contenders[name], _TRIES if quiet else 1))
+            if name not in found:
+                continue
+            try:
+                found[name].append(undisturbed(contenders[name], _TRIES if quiet else 1))
+            except L2fwdError as error:
+                if failed is None:
+                    raise
+                del found[name]
+                failed(name, error)
     return found
 
 

@@ -42,15 +42,6 @@ def test_the_classifier_bench_ends_with_the_growth_and_a_ratio_per_table():
 
 
 @pytest.mark.privileged
-def test_the_forwarding_bench_ends_with_a_ratio_per_peer_and_size():
-    result = last_object("bench_forward.py")
-    assert result["sizes"]["64"]["pps"] > 0 < result["sizes"]["1514"]["pps"]
-    for peer in result["peers"].values():
-        for figures in peer.values():
-            assert figures["spread"][0] <= figures["ratio"] <= figures["spread"][1]
-
-
-@pytest.mark.privileged
 def test_the_bench_of_the_kernels_paths_ends_with_ratios_and_how_fast_it_learns():
     result = last_object("bench_paths.py")
     for figures in result["paths"].values():
