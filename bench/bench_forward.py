@@ -18,6 +18,8 @@ Method:   the beds of ``bed.py``: the generator offers more than the engine carr
           CPU time is that of the engine; on veths also of the kernel's threads that forward for a
           path in the kernel, which run on the engine's CPU.  A NIC's are not told apart: there is
           no such figure there.
+          NICs have all their queues in use, unless --queues names what ethtool -L has set, and as
+          many addresses as it takes to reach each of them.
 Prints:   by case frames/s delivered (higher is better) and offered, CPU ns/frame (lower is better);
           ``mode`` and ``bind`` are what was obtained.
 
@@ -39,7 +41,7 @@ from bench.choices import listed, number_in, one_of, read_size
 from bench.figures import Figure
 from bench.options import Rounds, links_of, wanted
 from bench.record import Record
-from bench.settings import BINDS, IMIX_SIZE, MODES, PATHS, Measured, Setting, Sweep
+from bench.settings import BINDS, IMIX_SIZE, MODES, PATHS, Measured, Setting, Sweep, queues_of
 from l2fwd.errors import ConfigError
 from l2fwd.rule_maps import MAX_ENTRIES
 
@@ -97,7 +99,12 @@ def run(options: argparse.Namespace, record: Record) -> None:
             record, links, options.rounds, options.seconds, Path(folder),
             quiet=options.level != "tiny",
         )  # fmt: skip
-        for some in _sharing_a_bed(cases(options), sweep.is_veth):
+        settings = cases(options)
+        record.note(
+            f"{len(settings)} cases, {options.rounds} rounds of {options.seconds:g} s each, and "
+            "two seconds around each"
+        )
+        for some in _sharing_a_bed(settings, sweep.is_veth):
             for setting, measured in sweep.measure(some).items():
                 for figure in figures_of(setting, measured, sweep.is_veth):
                     record.take(figure)
@@ -122,10 +129,13 @@ def cases(options: argparse.Namespace) -> list[Setting]:
 
 def _values(options: argparse.Namespace) -> dict[str, list[Any]]:
     level = "normal" if options.level == "full" else options.level
-    return {
+    values = {
         name: getattr(options, option) or list(defaults[level])
         for option, (name, defaults) in DIMENSIONS.items()
     }
+    if options.in_link and not options.queues:
+        values["queues"] = [queues_of(options.in_link)]
+    return values
 
 
 def _one_at_a_time(base: Setting, values: Mapping[str, list[Any]]) -> Iterator[Setting]:

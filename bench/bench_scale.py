@@ -8,7 +8,8 @@ Method:   the beds of ``bed.py``.  A sweep varies one dimension of a data path; 
           the kernel's threads that forward, on the engine's CPU.  Where these are not told apart,
           on NICs, it is the time from frame to frame.
           Queues: frames come from AF_XDP sockets on a veth, for all values; workers beyond the
-          CPUs share them.  A NIC has one number of queues at a time, so one value.
+          CPUs share them.  A NIC has one number of queues at a time, as ethtool -L sets it: one
+          value of this sweep, and 1 for all others.
           Rules: the others match other addresses; 64 masks and 131,072 entries are the most.
           Flows: IPv4 sources and MACs.  A rule that does not look at them makes them one flow
           (ADR 0010); ``hybrid by source`` has one more that does, and as many flows as there are.

@@ -126,6 +126,10 @@ class Setting:
     def _takes_socket(self, is_veth: bool) -> bool:
         return self.by_socket or self.frame_bytes > MAX_BYTES or (self.queues > 1 and is_veth)
 
+    def _sources(self, is_veth: bool) -> int:
+        """Return how many addresses send: enough for a NIC's hash to find every queue."""
+        return self.flows if is_veth or self.queues == 1 else max(self.flows, 64 * self.queues)
+
     def load(self, is_veth: bool) -> Load:
         """Return what it is offered.
 
@@ -135,7 +139,7 @@ class Setting:
             If the generator it needs makes no such frames.
         """
         what: dict[str, Any] = {
-            "size": self.frame_bytes, "packet": "udp", "flows": self.flows,
+            "size": self.frame_bytes, "packet": "udp", "flows": self._sources(is_veth),
             "imix": self.size == IMIX_SIZE,
         }  # fmt: skip
         if self._takes_socket(is_veth):
@@ -166,7 +170,7 @@ class Setting:
             "queues": self.queues,
             "batch": 0 if self.is_in_kernel else self.batch,
             "rules": self.rules if self.has_rules else 0,
-            "flows": self.flows,
+            "flows": self._sources(is_veth),
             "ways": self.ways,
             "mode": mode,
             "bind": sockets[0]["bind_mode"] if sockets else "none",
@@ -239,6 +243,12 @@ def _place(bed: BenchBed) -> tuple[int, ...]:
     threads = place_napi(bed.entry, *([bed.exit] if bed.back else []))
     place_napi(bed.target, *([bed.source] if bed.back else []))
     return threads
+
+
+def queues_of(ifname: str) -> int:
+    """Return the RX queues that a link has in use."""
+    counts = queue_counts(ifname)
+    return counts[0] if counts else link.find_link(ifname).rx_queue_count
 
 
 class Measured(NamedTuple):
@@ -324,8 +334,7 @@ class Sweep:
     def _has_queues(self, setting: Setting) -> bool:
         """Skip a setting that leaves queues of a NIC without a worker: their packets get lost."""
         for ifname in self._links[1:3]:
-            counts = queue_counts(ifname)
-            count = counts[0] if counts else link.find_link(ifname).rx_queue_count
+            count = queues_of(ifname)
             if count != setting.queues:
                 remedy = f"ethtool -L {ifname} combined {setting.queues}"
                 self._record.skip(setting.name, f"{ifname} has {count} queues; {remedy}")

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -19,6 +20,7 @@ from bench.rounds import take_turns
 from bench.settings import PATHS, Measured, Setting
 from bench.socket_traffic import SocketLoad, bursts_of
 from bench.traffic import Load
+from l2fwd import link
 from l2fwd.errors import ConfigError, RunError
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +140,40 @@ def test_two_nics_are_refused_in_one_line(suite, tmp_path):
     done = bench(suite, "--tiny", "--in", "a", "--out", "b", "--output", tmp_path / "x.json")
     assert done.returncode == 2
     assert done.stderr == f"bench {suite}: {suite} needs four NICs: name --gen and --sink too\n"
+
+
+@pytest.fixture
+def four_links():
+    """Two cables in a namespace, in the place of NICs: gn - in, ou - si; two queues each."""
+    netns = f"l2fwd-test-{uuid4().hex[:8]}"
+    try:
+        link.create_netns(netns)
+        for near, far in (("gn", "in"), ("ou", "si")):
+            link.create_veth((netns, near), (netns, far), queues=2)
+        yield netns
+    finally:
+        link.remove_netns(netns)
+
+
+@pytest.mark.privileged
+def test_four_links_are_used_with_all_their_queues(four_links, tmp_path):
+    words = ("--gen", "gn", "--in", "in", "--out", "ou", "--sink", "si", "--paths",
+             "redirect-rule,afxdp", "--sizes", "64", "--ways", "1,2",
+             "--binds", "copy")  # fmt: skip
+    with link.in_netns(four_links):
+        result = tiny("forward", tmp_path, *words)
+        others = tiny("forward", tmp_path, *words, "--queues", "1")
+    found = {(each["case"]["series"], each["case"]["what"]) for each in result["figures"]}
+    assert {series for series, _ in found} == {"redirect-rule/native", "afxdp/native"}
+    # Whose CPU time it was, nobody knows.
+    assert ("afxdp/native", "cpu") in found
+    assert ("redirect-rule/native", "cpu") not in found
+    assert {each["case"]["queues"] for each in result["figures"]} == {2}
+    assert {each["case"]["flows"] for each in result["figures"]} == {128}
+    assert others["figures"] == []
+    assert {each["reason"] for each in others["skipped"]} == {
+        "in has 2 queues; ethtool -L in combined 1"
+    }
 
 
 # Cases
