@@ -10,7 +10,9 @@ Method:   the beds of ``bed.py``.  A sweep varies one dimension of a data path; 
           Queues: frames come from AF_XDP sockets on a veth, for all values; workers beyond the
           CPUs share them.  A NIC has one number of queues at a time, as ethtool -L sets it: one
           value of this sweep, and 1 for all others.
-          Rules: the others match other addresses; 64 masks and 131,072 entries are the most.
+          Rules: the others match other addresses; 131,072 entries are the most.
+          Masks: combinations of fields and prefix lengths, each tried before the rule that is hit;
+          64 are the most.
           Flows: IPv4 sources and MACs.  A rule that does not look at them makes them one flow
           (ADR 0010); ``hybrid by source`` has one more that does, and as many flows as there are.
           Batch and ring: sockets only.  Bytes: jumbo frames apart (``jumbo``), as they and their
@@ -85,6 +87,7 @@ SWEEPS: Final = {
     "rules": Dimension(
         "rules", (1, 10, 100, 1000, 10_000, 100_000, MAX_ENTRIES, 1_000_000), (1, 1000)
     ),
+    "masks": Dimension("masks", (1, 2, 4, 8, 16, 32, 64, 65), (1, 64)),
     "flows": Dimension("flows", _FLOWS, (1, 4096)),
     "batch": Dimension("batch", (64, 1, 4, 16, 32, 128, 256), (64, 1), sockets_only=True),
     "ring": Dimension(

@@ -1,6 +1,7 @@
 """Ways to run ours on a bed: every dimension that a sweep goes along, and how it is measured."""
 
 import hashlib
+import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +42,9 @@ _OTHER: Final = "in {} proto udp dst 10.{}.{}.{} dport 9 -> out {}"
 # No packet has this source, but a rule that looks at sources makes each of them a flow.
 _BY_SOURCE: Final = "in {} proto udp dst 10.77.0.2 src 10.255.255.255 -> drop"
 
+_STRANGER: Final = "172.16.0.0"
+_STRANGE_PORT: Final = 7
+
 
 class Needs(NamedTuple):
     """What settings must have in common to share a bed."""
@@ -64,6 +68,9 @@ class Setting:
     queues, batch, ring, flows, ways : int
     rules : int
         In the table, of which packets hit one; without meaning for a path that has none.
+    masks : int
+        Combinations of fields and prefix lengths that are tried before the rule that packets hit,
+        and its own.
     by_source : bool
         A rule more looks at sources: each is a flow of ``hybrid`` then.
     by_socket : bool
@@ -80,6 +87,7 @@ class Setting:
     rules: int = 1
     flows: int = 1
     ways: int = 1
+    masks: int = 1
     by_source: bool = False
     by_socket: bool = False
 
@@ -154,6 +162,7 @@ class Setting:
         parts += [] if self.is_in_kernel else [f"batch {self.batch}"]
         parts += [f"ring {self.ring}"] if self.ring != _RING else []
         parts += [f"rules {self.rules}", f"flows {self.flows}"] if self.has_rules else []
+        parts += [f"masks {self.masks}"] if self.masks > 1 else []
         parts += ["by source"] if self.by_source else []
         parts += ["two ways"] if self.ways == 2 else []
         return " ".join(parts)
@@ -217,6 +226,8 @@ class Setting:
     def _rules(self, entry: str, exit_: str) -> Iterator[str]:
         for i in range(self.rules - 1):
             yield _OTHER.format(entry, 128 + (i >> 16), i >> 8 & 255, i & 255, exit_)
+        for i in range(self.masks - 1):
+            yield _masked(entry, i)
         yield _HIT.format(entry, exit_)
         if self.ways == 2:
             yield _HIT.format(exit_, entry)
@@ -236,6 +247,14 @@ class Setting:
             case = self.case(running.obtained, bed.is_veth)
             learns = self.data_path == "hybrid" and self.flows > 1
             return offer(bed, running, load, seconds, until_idle=learns), case
+
+
+def _masked(entry: str, number: int) -> str:
+    """Return a rule under a mask of its own, above the one that is hit: none has its source."""
+    length = 32 - number % 32
+    network = ipaddress.ip_network((_STRANGER, length), strict=False)
+    port = f"sport {_STRANGE_PORT} " if number >= 32 else ""
+    return f"in {entry} proto udp src {network} dst 10.77.0.2 {port}dport 9 -> drop"
 
 
 def _place(bed: BenchBed) -> tuple[int, ...]:

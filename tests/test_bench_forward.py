@@ -22,6 +22,8 @@ from bench.socket_traffic import SocketLoad, bursts_of
 from bench.traffic import Load
 from l2fwd import link
 from l2fwd.errors import ConfigError, RunError
+from l2fwd.rule_table import compile_rules
+from l2fwd.rules import parse_rules
 
 ROOT = Path(__file__).parents[1]
 PATH_NAMES = ("afxdp", "afxdp-rules", "redirect", "redirect-rule", "hybrid")
@@ -89,7 +91,7 @@ def test_scale_has_costs_and_growth_of_every_path(tmp_path):
         "afxdp", "redirect", "hybrid", "hybrid by source",
     }  # fmt: skip
     assert {each["case"]["sweep"] for each in result["figures"]} == {
-        "queues", "rules", "flows", "batch", "ring", "jumbo",
+        "queues", "rules", "masks", "flows", "batch", "ring", "jumbo",
     }  # fmt: skip
     assert all(each["median"] > 0 for each in result["figures"])
     growth = [each for each in result["ratios"] if each["name"].endswith("flows 4096: growth")]
@@ -122,7 +124,7 @@ def test_options_of_forward_name_the_cases(tmp_path):
         (("forward", "--rules", "1000000"), "rules", "[1, 131070]"),
         (("forward", "--flows", ""), "flows", "[1, 1048576]"),
         (("forward", "--ways", "3"), "ways", "[1, 2]"),
-        (("scale", "--sweeps", "nope"), "sweep", "queues, rules, flows"),
+        (("scale", "--sweeps", "nope"), "sweep", "queues, rules, masks, flows"),
         (("scale", "--paths", "afxdp-rules"), "path", "afxdp, redirect, hybrid"),
     ],
 )
@@ -244,6 +246,17 @@ def test_more_rules_than_tables_hold_are_skipped_by_name():
     ((name, reason),) = record.names
     assert "rules 1000000" in name
     assert "131072" in reason
+
+
+def test_masks_are_as_many_as_said_and_all_above_the_rule_that_is_hit():
+    setting = Setting(path="hybrid", masks=64)
+    rules = parse_rules("\n".join(setting._rules("f0", "f1")))
+    compiled = compile_rules(rules.ranked(), {"f0": 1, "f1": 2}, 100)
+    assert len(compiled.masks) == 64
+    assert rules.ranked()[-1].action.out_link == "f1"
+    more = parse_rules("\n".join(replace(setting, masks=65)._rules("f0", "f1")))
+    with pytest.raises(ConfigError, match="need 65 different masks, 64 are possible"):
+        compile_rules(more.ranked(), {"f0": 1, "f1": 2}, 100)
 
 
 # Rounds
