@@ -10,26 +10,30 @@ two ports  generator - IN                    OUT - sink
 =========  ================================  ==================================
 
 Two NICs cabled to each other make a hairpin: the engine is on IN, the far end is OUT.
+Both ways, there is a generator and a sink at either end, and what they count is added up.
 """
 
 import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bench.socket_traffic import SocketGenerator
 from bench.traffic import GENERATOR_CPU, Generator, Load, Sink
 from l2fwd import ethtool, link
-from l2fwd.errors import RunError
+from l2fwd.errors import ConfigError, RunError
 from l2fwd.lab import Bed, NicBed
 
 ENGINE_CPU: Final = min(1, (os.cpu_count() or 1) - 1)
 WARM_UP_SECONDS: Final = 0.3
+_IDLE_SECONDS: Final = 20.0  # a million flows are learned in five
+_IDLE: Final = 0.1  # of a CPU
 _FLOW_SECONDS: Final = 20.0  # testpmd takes a few to start
 _PRIORITY: Final = -20  # the highest of nice(1)
 _LOOK_SECONDS: Final = 0.5
@@ -54,13 +58,16 @@ class Running:
     pid : int
         Of its process; 0: it is in the kernel.
     threads : tuple of int
-        Of the kernel's, that do its work.
+        Of the kernel, that do its work: their CPU time is its own.
+    obtained : mapping
+        Its event ``ready``, if it has one.
     summary : dict
         What it said at its end, if it says anything.
     """
 
     pid: int = 0
     threads: tuple[int, ...] = ()
+    obtained: Mapping[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
 
 
@@ -81,6 +88,10 @@ class BenchBed:
         On ``target``, if that is a program; else its host stack forgets what comes.
     queues : int
     is_veth : bool
+    back : Generator or None
+        On ``target``, where frames go both ways.
+    back_sink : Sink or None
+        On ``source``, likewise.
     """
 
     source: Place
@@ -91,20 +102,35 @@ class BenchBed:
     sink: Sink | None
     queues: int
     is_veth: bool
+    back: Generator | None = None
+    back_sink: Sink | None = None
 
     @property
     def is_hairpin(self) -> bool:
         return self.entry == self.exit
 
+    @property
+    def generators(self) -> tuple[Generator, ...]:
+        return (self.generator, self.back) if self.back else (self.generator,)
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        return tuple(sink for sink in (self.sink, self.back_sink) if sink)
+
     def offered(self) -> int:
-        """Return the frames put on the engine's wire so far."""
+        """Return the frames put on the engine's wires so far."""
         if self.is_veth:  # its sender counts nothing that came as an XDP frame
-            return received(*self.entry)
-        return sent(*self.source)
+            return received(*self.entry) + (received(*self.exit) if self.back else 0)
+        return sent(*self.source) + (sent(*self.target) if self.back else 0)
 
     def delivered(self) -> int:
-        """Return the frames that came out at the far end so far."""
-        return self.sink.seen().packets if self.sink else received(*self.target)
+        """Return the frames that came out at the far ends so far."""
+        there = _arrived(self.target, self.sink)
+        return there + _arrived(self.source, self.back_sink) if self.back else there
+
+
+def _arrived(place: Place, sink: Sink | None) -> int:
+    return sink.seen().packets if sink else received(*place)
 
 
 @contextmanager
@@ -115,6 +141,8 @@ def bench_bed(
     xdp_sink: bool = True,
     queues: int = 1,
     mtu: int = 1500,
+    both_ways: bool = False,
+    by_socket: bool = False,
 ) -> Iterator[BenchBed]:
     """Make a bed; take it down at the end, and give NICs back.
 
@@ -129,7 +157,18 @@ def bench_bed(
         less where it sends over AF_XDP: a veth copies such a frame for a program
         (veth_convert_skb_to_xdp_buff).  What a program redirects into a veth needs one.
     queues, mtu : int
+    both_ways : bool
+    by_socket : bool
+        Frames are made by ``SocketGenerator``: any size, and on a veth on all queues, as what
+        the kernel makes on one CPU gets into one queue only.
+
+    Raises
+    ------
+    ConfigError
+        If a hairpin is to go both ways.
     """
+    if both_ways and (hairpin or len(links) == 2):
+        raise ConfigError("frames go both ways between two ports: give four links, or none")
     name = f"l2fwd-bench{os.getpid()}"
     with ExitStack() as undo:
         lab = NicBed(name, links, queues=queues) if links else Bed(name, queues=queues)
@@ -140,13 +179,28 @@ def bench_bed(
                 with link.in_netns(place.netns):
                     undo.callback(_set_mtu, place, link.find_link(place.ifname).mtu)
                     link.set_mtu(place.ifname, mtu)
-        sink = _sink(undo, places[0], places[3], xdp_sink or bool(links), not links)
-        generator = undo.enter_context(Generator(*places[0]))
-        prefer(generator.pid)
+        is_hairpin = places[0] == places[3]
+        # Where a socket sends, its own program is.
+        by_program = (xdp_sink or bool(links)) and not (by_socket and (both_ways or is_hairpin))
+        sink = _sink(undo, places[3], by_program)
+        back_sink = None
+        if not is_hairpin and (both_ways or (links and not by_socket)):
+            back_sink = _sink(undo, places[0], by_program)
+        ends = (places[0], places[3])[: 1 + both_ways]
+        generators = [_generator(undo, place, by_socket) for place in ends]
         for place in places:
             with link.in_netns(place.netns):
                 link.wait_for_carrier(place.ifname, _CARRIER_SECONDS, lambda: None)
-        yield BenchBed(*places, generator, sink, queues, is_veth=not links)
+        yield BenchBed(
+            *places, generators[0], sink, queues, not links,
+            back=generators[1] if both_ways else None, back_sink=back_sink if both_ways else None,
+        )  # fmt: skip
+
+
+def _generator(undo: ExitStack, place: Place, by_socket: bool) -> Generator:
+    generator = undo.enter_context((SocketGenerator if by_socket else Generator)(*place))
+    prefer(generator.pid)
+    return generator
 
 
 def _places(lab: Bed, hairpin: bool) -> tuple[Place, Place, Place, Place]:
@@ -161,18 +215,14 @@ def _set_mtu(place: Place, mtu: int) -> None:
         link.set_mtu(place.ifname, mtu)
 
 
-def _sink(
-    undo: ExitStack, source: Place, target: Place, by_program: bool, is_veth: bool
-) -> Sink | None:
-    """Have frames counted at the target; a NIC sends live frames only under a program."""
-    if not is_veth and source != target:
-        undo.callback(Sink(*source).close)
+def _sink(undo: ExitStack, place: Place, by_program: bool) -> Sink | None:
+    """Have frames counted; a NIC sends live frames only under a program."""
     if by_program:
-        sink = Sink(*target)
+        sink = Sink(*place)
         undo.callback(sink.close)
         return sink
-    with link.in_netns(target.netns):
-        ethtool.set_features(target.ifname, {"generic-receive-offload": False})
+    with link.in_netns(place.netns):
+        ethtool.set_features(place.ifname, {"generic-receive-offload": False})
     return None
 
 
@@ -185,9 +235,10 @@ class Sample:
     offered, delivered : float
         Frames a second, at the wire's ends.
     cpu_ns : float
-        CPU time of the engine's process per frame delivered; 0 for one in the kernel.
+        CPU time of the engine's process and threads per frame delivered; 0 for one in the
+        kernel without threads of its own (``place_napi``).
     core : float
-        CPU time of that process, of one CPU's.
+        That CPU time, of one CPU's.
     is_disturbed : bool
         Something else used the CPUs of generator or engine meanwhile.
     """
@@ -205,17 +256,34 @@ def sample(bed: BenchBed, engine: Engine, load: Load, seconds: float) -> Sample:
         return offer(bed, running, load, seconds)
 
 
-def offer(bed: BenchBed, running: Running, load: Load, seconds: float) -> Sample:
-    """Offer a load to an engine that runs, and watch for so many seconds."""
-    if bed.sink:
-        bed.sink.look(stamped=load.stamped)
-    bed.generator.start(load)
-    try:
+def offer(
+    bed: BenchBed, running: Running, load: Load, seconds: float, *, until_idle: bool = False
+) -> Sample:
+    """Offer a load to an engine that runs, and watch for so many seconds.
+
+    ``until_idle``: not before its process has nothing to do, as all flows are the kernel's;
+    after 20 s watch all the same.
+    """
+    for sink in bed.sinks:
+        sink.look(stamped=load.stamped)
+    with ExitStack() as undo:
+        for generator in bed.generators:
+            undo.callback(generator.stop)
+            generator.start(load)
         wait_for_flow(bed)
         time.sleep(min(WARM_UP_SECONDS, seconds))
+        if until_idle:
+            _wait_until_idle(running.pid)
         return watch(bed, running, seconds)
-    finally:
-        bed.generator.stop()
+
+
+def _wait_until_idle(pid: int) -> None:
+    deadline = time.monotonic() + _IDLE_SECONDS
+    while time.monotonic() < deadline:
+        before = _used_ns(pid)
+        time.sleep(WARM_UP_SECONDS)
+        if _used_ns(pid) - before < _IDLE * WARM_UP_SECONDS * 1e9:
+            return
 
 
 def taken(bed: BenchBed, engine: Engine, load: Load, seconds: float) -> Sample:
@@ -235,17 +303,28 @@ def watch(
 ) -> Sample:
     """Read all counters, twice; ``look`` stands for what is delivered."""
     look = look or bed.delivered
-    used, waited = _used_ns(running.pid), waited_ns(bed, running)
+    engine = [pid for pid in (running.pid, *running.threads) if pid]
+    used, waited = sum(map(_used_ns, engine)), waited_ns(bed, running)
     began, offered, delivered = time.monotonic(), bed.offered(), look()
     time.sleep(seconds)
     offered, delivered = bed.offered() - offered, look() - delivered
     elapsed = time.monotonic() - began
-    used = _used_ns(running.pid) - used
+    used = sum(map(_used_ns, engine)) - used
     waited = waited_ns(bed, running) - waited
     return Sample(
         offered / elapsed, delivered / elapsed, used / max(1, delivered), used / elapsed / 1e9,
         waited > _DISTURBED * elapsed * 1e9,
     )  # fmt: skip
+
+
+def _undisturbed(bed: BenchBed, running: Running) -> list[int]:
+    """Return the processes that have a CPU to themselves, if nothing else uses it."""
+    alone = [running.pid, *running.threads, bed.generator.pid]
+    if bed.queues > 1:  # workers may share one
+        alone = []
+    elif bed.back:  # generators do
+        alone = [running.pid, *running.threads]
+    return [pid for pid in alone if pid]
 
 
 def wait_for_flow(bed: BenchBed) -> None:
@@ -271,7 +350,7 @@ def _used_ns(pid: int) -> int:
 
 def waited_ns(bed: BenchBed, running: Running) -> int:
     """Return how long generator and engine were ready to run, so far, and had no CPU."""
-    return sum(map(_waited_ns, (bed.generator.pid, running.pid, *running.threads)))
+    return sum(map(_waited_ns, _undisturbed(bed, running)))
 
 
 def _waited_ns(pid: int) -> int:
@@ -309,6 +388,13 @@ def prefer(pid: int) -> None:
     # With autogroups, a priority counts only among the processes of one session.
     with suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(_PRIORITY))
+
+
+def confine(pid: int, cpus: Iterable[int]) -> None:
+    """Keep all threads of a process on some CPUs."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # a thread may end meanwhile
+            os.sched_setaffinity(int(task.name), cpus)
 
 
 def wait_until_quiet(seconds: float) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, Final
 
-from bench.bed import ENGINE_CPU, BenchBed, Engine, Running, prefer
+from bench.bed import ENGINE_CPU, BenchBed, Engine, Running, confine, prefer
 from l2fwd import link
 from l2fwd.bpf import Program
 from l2fwd.config import AttachMode
@@ -24,19 +24,26 @@ _LOOK_SECONDS: Final = 0.3
 _U32: Final = struct.Struct("=I")
 
 
-def forwarder(*options: str) -> Engine:
-    """Return ours as ``forward`` runs it, with one worker on the engine's CPU."""
+def forwarder(*options: str, workers: int = 1) -> Engine:
+    """Return ours as ``forward`` runs it, its workers on the engine's CPU and those behind it.
+
+    Where these are too few, the workers share them as the scheduler likes.
+    """
+    spare = range(ENGINE_CPU, os.cpu_count() or 1)
+    are_pinned = workers <= len(spare)
+    has_workers = "redirect" not in options and "--cpus" not in options
 
     @contextmanager
     def run(bed: BenchBed) -> Iterator[Running]:
-        has_workers = "redirect" not in options and "--cpus" not in options
-        cpus = ["--cpus", str(ENGINE_CPU)] if has_workers else []
+        own = ",".join(map(str, spare[:workers]))
+        cpus = ["--cpus", own] if has_workers and are_pinned else []
         arguments = [bed.entry.ifname, bed.exit.ifname, *cpus, *options, "--interval", "0"]
         with Forwarder(bed.entry.netns, arguments) as engine:
             prefer(engine.pid)
-            for _ in engine.wait_for("ready", START_SECONDS):
-                pass
-            running = Running(engine.pid)
+            ready = list(engine.wait_for("ready", START_SECONDS))[-1]
+            if not are_pinned:
+                confine(engine.pid, spare)
+            running = Running(engine.pid, obtained=ready)
             yield running
             with suppress(RunError):  # a busy machine may take longer; it is killed then
                 running.summary.update(engine.stop()[-1])

@@ -107,11 +107,13 @@ class Generator:
         A NIC needs a native XDP program to send live frames: the ``Sink`` is one.
     """
 
+    _module = "bench.traffic"  # of its process
+
     def __init__(self, netns: str, ifname: str) -> None:
         with link.in_netns(netns):
             ifindex = link.find_link(ifname).ifindex
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "bench.traffic", str(ifindex)],
+                [sys.executable, "-m", self._module, str(ifindex)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                 start_new_session=True,
             )  # fmt: skip

@@ -87,7 +87,7 @@ static __always_inline void look(struct lab_seen *seen, const struct lab_stamp *
 		seen->buckets[bucket]++;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int l2fwd_lab_sink(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
@@ -102,7 +102,7 @@ int l2fwd_lab_sink(struct xdp_md *ctx)
 	if (!seen || !check)
 		return XDP_ABORTED; /* cannot happen: the arrays have one entry */
 	seen->packets++;
-	seen->bytes += end - data;
+	seen->bytes += bpf_xdp_get_buff_len(ctx);
 	if (check->is_stamped) {
 		if ((void *)(stamp + 1) > end) {
 			seen->corrupted++;
