@@ -146,7 +146,7 @@ class Generator:
         self._is_sending = False
         self._child.send_signal(signal.SIGUSR1)
         answer = self._answer()
-        self._changed_ns = int(answer["changed_ns"])
+        self._changed_ns = int(answer.get("changed_ns", 0))
         return int(answer["sent"])
 
     @property
