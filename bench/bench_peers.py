@@ -4,17 +4,19 @@ Question: on one bed, in one run, does ours forward more than each peer, and for
 Method:   bench/contests.py says who meets whom; all contenders of a group take one turn a round,
           and who goes first moves on.  Rates are read at the wire's ends.  testpmd is taken where
           it is installed (apt install dpdk-dev); --xdpsock and --xsk-fwd name programs of
-          xdp-project/bpf-examples.
+          xdp-project/bpf-examples.  At the end what other suites measure of the same table: the
+          ring loop; no-drop rate, starts, single frames and latency.
 Prints:   frames a second, or CPU ns a frame, of each contender, and the ratios with their goals.
 """
 
 import argparse
 from functools import partial
+from types import ModuleType
 from typing import Any, Final
 
 import pytest
 
-from bench import contests, peers
+from bench import bench_micro, bench_rfc2544, contests, micro_rings, peers
 from bench.bed import (
     BenchBed,
     Engine,
@@ -25,11 +27,12 @@ from bench.bed import (
     wait_for_flow,
     watch,
 )
+from bench.bench_rfc2544 import run_headlines
 from bench.contests import Contest, Group, Named
 from bench.figures import Figure, ratio
-from bench.options import Rounds, links_of, wanted
+from bench.options import Rounds, links_of, options_of, wanted
 from bench.record import Record
-from bench.rounds import Samples, take_turns
+from bench.rounds import Samples, rounds_of, take_turns
 
 ROUNDS: Final[Rounds] = {
     "tiny": (1, 0.1),
@@ -46,12 +49,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, record: Record) -> None:
     """Run every group; one that fails is named, and the others go on."""
-    named = Named(options.xdpsock, options.xsk_fwd)
+    named = Named(options.xdpsock, options.xsk_fwd, links_of(options))
     peers.require_file(named.xdpsock, "--xdpsock")
     peers.require_file(named.xsk_fwd, "--xsk-fwd")
     for group in contests.all_groups(named):
         if wanted(options, group.name):
             run_group(group, options, record)
+    if len(named.links) != 2:
+        run_headlines(options_like(options, bench_rfc2544), record)
+    if not named.links:
+        micro = options_like(options, bench_micro)
+        for figure in bench_micro.measure(micro_rings, micro, rounds_of(micro)):
+            record.take(figure)
+
+
+def options_like(options: argparse.Namespace, suite: ModuleType) -> argparse.Namespace:
+    """Return another suite's options, at the level and with the links and peers of these."""
+    words = [] if options.level == "normal" else [f"--{options.level}"]
+    found = options_of(suite.ROUNDS, suite.add_arguments, *words)
+    common = ("in_link", "out_link", "gen_link", "sink_link", "only", "xdpsock", "xsk_fwd")
+    for name in common:
+        setattr(found, name, getattr(options, name))
+    if suite is bench_rfc2544:
+        found.sizes = [contests.SMALL]
+    return found
 
 
 def run_group(group: Group, options: argparse.Namespace, record: Record) -> None:

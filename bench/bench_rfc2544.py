@@ -116,6 +116,23 @@ def run(options: argparse.Namespace, record: Record) -> None:
     _peers(plan, options, record)
 
 
+def run_headlines(options: argparse.Namespace, record: Record) -> None:
+    """Take what the table of peers shows: no-drop rate, starts and single frames, and latency."""
+    fill_in(options)
+    plan, subject = plan_of(options), OURS["afxdp"]
+    case = Case(subject.name, 64)
+    with subject.bed(options) as bed:
+
+        def throughput() -> None:
+            with subject.run(bed) as running:
+                trials = plan.trials(bed, running)
+                rfc_rates.throughput(case, trials, case.load(subject.packet), plan, record)
+
+        _part_of(record, options, f"{case.name}: no-drop rate", throughput)
+        _starts(subject, bed, plan, options, record)
+    _peers(plan, options, record)
+
+
 def fill_in(options: argparse.Namespace) -> None:
     """Give what the command line left open the value of its level."""
     for name, value in {"sizes": SIZES[options.level], **_DEFAULTS[options.level]}.items():

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from bench import engines, peers
 from bench.bed import Engine, Load, Sample
+from bench.subjects import RULE
 
 SMALL: Final = 64
 LARGE: Final = 1514
-RULE: Final = "in f0 proto udp dst 10.77.0.2 dport 9 -> out f1 set_dst_mac 02:00:00:00:00:02"
 NOBODY: Final = "02:00:00:00:00:77"
 PACED: Final = {100_000: 0.25, 300_000: 0.35, 1_000_000: 0.7}
 FLOWS: Final = (256, 65_536)
@@ -50,7 +50,7 @@ class Group:
         By contender; the others get that of ``""``.
     contenders : mapping of str to Engine
     contests : tuple of Contest
-    counts_itself : bool
+    takes_all : bool
         Nothing comes out: what the engine's queue took is read from the link.
     is_sender : bool
         The engine makes the frames.
@@ -71,45 +71,76 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Peers that the user named; empty: not there."""
+    """What the user named.
+
+    Attributes
+    ----------
+    xdpsock, xsk_fwd : str
+        Peers; empty: not there.
+    links : tuple of str
+        NICs, as ``bench_bed`` has them; none: veths, where all run in copy mode.
+    """
 
     xdpsock: str = ""
     xsk_fwd: str = ""
+    links: tuple[str, ...] = ()
+
+    @property
+    def bind(self) -> str:
+        return "zero-copy" if self.links else "copy"
+
+    @property
+    def letter(self) -> str:
+        return "-z" if self.links else "-c"
+
+    @property
+    def rule(self) -> str:
+        entry, out = self.links[1:3] if self.links else ("f0", "f1")
+        return RULE.format(entry=entry, exit=out)
 
     def xdpsock_engine(self, *letters: str) -> dict[str, Engine]:
         if not self.xdpsock:
             return {}
         return {f"xdpsock {' '.join(letters)}": peers.xdpsock(self.xdpsock, *letters)}
 
+    def testpmd_engines(self) -> dict[str, Engine]:
+        if not peers.has_testpmd():
+            return {}
+        return {
+            f"testpmd {mode}": peers.testpmd(mode, force_copy=not self.links)
+            for mode in ("io", "macswap")
+        }
+
+    def forward(self, *options: str) -> Engine:
+        return engines.forwarder("--bind", self.bind, *options)
+
+    def redirect(self, *options: str) -> Engine:
+        return engines.forwarder("--data-path", "redirect", *options)
+
+    def hybrid(self) -> Engine:
+        return engines.forwarder("--data-path", "hybrid", "--rule", self.rule)
+
+    def macswap(self, mode: str) -> Engine:
+        return engines.tool("macswap", "--mode", mode, "--bind", self.bind)
+
     def xsk_fwd_engine(self) -> dict[str, Engine]:
         return {"xsk_fwd": peers.xsk_fwd(self.xsk_fwd)} if self.xsk_fwd else {}
 
 
-def testpmd_engines() -> dict[str, Engine]:
-    if not peers.has_testpmd():
-        return {}
-    return {f"testpmd {mode}": peers.testpmd(mode) for mode in ("io", "macswap")}
-
-
-def afxdp(*options: str) -> Engine:
-    return engines.forwarder("--bind", "copy", *options)
-
-
-def macswap(mode: str) -> Engine:
-    return engines.tool("macswap", "--mode", mode, "--bind", "copy")
-
-
 def all_groups(named: Named) -> list[Group]:
-    """Return every group, with the peers that are there."""
+    """Return every group that the beds allow, with the peers that are there."""
+    if len(named.links) == 2:
+        return [hairpin(named, size) for size in (SMALL, LARGE)]
+    stacks = [] if named.links else [to_the_stack(named, size) for size in (SMALL, LARGE)]
     return [
         two_ports_small(named),
         two_ports_large(named),
-        *(to_the_stack(named, size) for size in (SMALL, LARGE)),
+        *stacks,
         *(hairpin(named, size) for size in (SMALL, LARGE)),
         receive_only(named),
         send_only(named),
         *(paced(named, rate, goal) for rate, goal in PACED.items()),
-        many_flows(),
+        many_flows(named),
     ]
 
 
@@ -117,9 +148,9 @@ def two_ports_small(named: Named) -> Group:
     """Everything that forwards from one port to another, 64 bytes."""
     kernel = {
         "plain redirect": engines.plain,
-        "redirect pair": engines.forwarder("--data-path", "redirect"),
-        "redirect rule": engines.forwarder("--data-path", "redirect", "--rule", RULE),
-        "hybrid hit": engines.forwarder("--data-path", "hybrid", "--rule", RULE),
+        "redirect pair": named.redirect(),
+        "redirect rule": named.redirect("--rule", named.rule),
+        "hybrid hit": named.hybrid(),
         "bridge": peers.bridge,
         "tc mirred": peers.mirred,
     }
@@ -148,8 +179,8 @@ def two_ports_large(named: Named) -> Group:
 
 
 def _two_ports(named: Named) -> dict[str, Engine]:
-    own = {"afxdp": afxdp(), "afxdp --swap-mac": afxdp("--swap-mac")}
-    return own | named.xsk_fwd_engine() | testpmd_engines()
+    own = {"afxdp": named.forward(), "afxdp --swap-mac": named.forward("--swap-mac")}
+    return own | named.xsk_fwd_engine() | named.testpmd_engines()
 
 
 def _two_ports_contests(xsk_fwd: float, testpmd: float) -> tuple[Contest, ...]:
@@ -164,21 +195,22 @@ def to_the_stack(named: Named, size: int) -> Group:
     """The sink that costs a sender over AF_XDP least."""
     return Group(
         f"two ports, host as sink, {size} bytes", Load(size=size),
-        {"afxdp": afxdp(), **named.xsk_fwd_engine()}, (Contest("afxdp", "xsk_fwd", 1.03),),
-        bed={"xdp_sink": False},
+        {"afxdp": named.forward(), **named.xsk_fwd_engine()},
+        (Contest("afxdp", "xsk_fwd", 1.03),), bed={"xdp_sink": False},
     )  # fmt: skip
 
 
 def hairpin(named: Named, size: int) -> Group:
+    native, skb = ("-l", "-N", named.letter), ("-l", "-S", "-c")
     contenders = {
-        "macswap": macswap("native"),
-        "macswap skb": macswap("skb"),
-        **named.xdpsock_engine("-l", "-N", "-c"),
-        **named.xdpsock_engine("-l", "-S", "-c"),
+        "macswap": named.macswap("native"),
+        "macswap skb": engines.tool("macswap", "--mode", "skb", "--bind", "copy"),
+        **named.xdpsock_engine(*native),
+        **named.xdpsock_engine(*skb),
     }
     contests = (
-        Contest("macswap", "xdpsock -l -N -c", 1.12 if size == SMALL else 1.22),
-        Contest("macswap skb", "xdpsock -l -S -c", 1.25),
+        Contest("macswap", f"xdpsock {' '.join(native)}", 1.12 if size == SMALL else 1.22),
+        Contest("macswap skb", f"xdpsock {' '.join(skb)}", 1.25),
     )
     return Group(
         f"hairpin, {size} bytes", Load(size=size), contenders, contests, bed={"hairpin": True}
@@ -186,20 +218,20 @@ def hairpin(named: Named, size: int) -> Group:
 
 
 def receive_only(named: Named) -> Group:
-    contenders = {
-        "rxdrop": engines.tool("rxdrop", "--mode", "native", "--bind", "copy", "--busy-poll"),
-        **named.xdpsock_engine("-r", "-N", "-c"),
-    }
+    peer = ("-r", "-N", named.letter)
+    own = ("--mode", "native", "--bind", named.bind, "--busy-poll")
     return Group(
-        "receive only, 64 bytes", Load(size=SMALL), contenders,
-        (Contest("rxdrop", "xdpsock -r -N -c", 1.0),), bed={"hairpin": True}, takes_all=True,
+        "receive only, 64 bytes", Load(size=SMALL),
+        {"rxdrop": engines.tool("rxdrop", *own), **named.xdpsock_engine(*peer)},
+        (Contest("rxdrop", f"xdpsock {' '.join(peer)}", 1.0),),
+        bed={"hairpin": True}, takes_all=True,
     )  # fmt: skip
 
 
 def send_only(named: Named) -> Group:
     # xdpsock counts the check sequence in.
-    letters = ("-t", "-N", "-c", "-G", NOBODY, "-s", str(SMALL + 4))
-    own = ("--mode", "native", "--bind", "copy", "--busy-poll", "-G", NOBODY, "-s", str(SMALL))
+    letters = ("-t", "-N", named.letter, "-G", NOBODY, "-s", str(SMALL + 4))
+    own = ("--mode", "native", "--bind", named.bind, "--busy-poll", "-G", NOBODY, "-s", str(SMALL))
     return Group(
         "send only, 64 bytes", Load(size=SMALL),
         {"txonly": engines.tool("txonly", *own), **named.xdpsock_engine(*letters)},
@@ -210,20 +242,21 @@ def send_only(named: Named) -> Group:
 
 def paced(named: Named, rate: int, goal: float) -> Group:
     """CPU time of the engine where there is little to do."""
-    peer = ("-l", "-p", "-N", "-c")
+    peer = ("-l", "-p", "-N", named.letter)
     return Group(
         f"CPU at {rate:,} frames/s", Load(size=SMALL, rate=rate),
-        {"macswap": macswap("native"), **named.xdpsock_engine(*peer)},
+        {"macswap": named.macswap("native"), **named.xdpsock_engine(*peer)},
         (Contest("macswap", f"xdpsock {' '.join(peer)}", goal, cpu, "lower"),),
         bed={"hairpin": True},
     )  # fmt: skip
 
 
-def many_flows() -> Group:
+def many_flows(named: Named) -> Group:
+    """Each at many flows against itself at one."""
     paths = {
-        "afxdp": afxdp(),
-        "redirect": engines.forwarder("--data-path", "redirect", "--rule", RULE),
-        "hybrid": engines.forwarder("--data-path", "hybrid", "--rule", RULE),
+        "afxdp": named.forward(),
+        "redirect": named.redirect("--rule", named.rule),
+        "hybrid": named.hybrid(),
         "bridge": peers.bridge,
     }
     contenders: dict[str, Engine] = {}

@@ -169,16 +169,17 @@ class Bed:
 
 
 class NicBed(Bed):
-    """The same over four NICs: a cable from GEN to IN, and one from OUT to SINK.
+    """The same over four NICs, a cable from GEN to IN, and one from OUT to SINK; or over two.
 
-    They keep their names, and come back to the namespace they were in; when this process is
-    killed, to the initial one.
+    Two, IN and OUT, are cabled to each other: what is sent on OUT comes in at IN, and comes back
+    to OUT if it is sent back.  The links keep their names, and return to the namespace they were
+    in; when this process is killed, to the initial one.
 
     Parameters
     ----------
     name : str
     links : sequence of str
-        GEN, IN, OUT and SINK, without IP addresses: they would lose them.
+        GEN, IN, OUT and SINK, or IN and OUT, without IP addresses: they would lose them.
     queues : int
         That they have.
 
@@ -189,8 +190,10 @@ class NicBed(Bed):
 
     def __init__(self, name: str, links: Sequence[str], *, queues: int = 1) -> None:
         super().__init__(name, queues=queues)
-        if len(set(links)) != 4:
-            raise ConfigError(f"links must be four, GEN IN OUT SINK, got {' '.join(links)}")
+        if len(set(links)) != len(links) or len(links) not in (2, 4):
+            raise ConfigError(
+                f"links must be four, GEN IN OUT SINK, or two, IN OUT, got {' '.join(links)}"
+            )
         for ifname in links:
             addresses = link.addresses(ifname)
             if addresses:
@@ -198,9 +201,12 @@ class NicBed(Bed):
                     f"{ifname} has address {addresses[0]}, which it would lose; name a link that "
                     "nothing uses"
                 )
+        if len(links) == 2:
+            links = (links[1], links[0], links[0], links[1])
         self.gen_link, self.in_link, self.out_link, self.sink_link = links
         roles = (self.gen, self.fwd, self.fwd, self.sink)
-        self._ends = list(zip(roles, links, strict=True))
+        # Of two, each once; the far end is in the generator's namespace.
+        self._ends = [(roles[links.index(ifname)], ifname) for ifname in dict.fromkeys(links)]
         self._undo = ExitStack()
 
     def up(self) -> None:
