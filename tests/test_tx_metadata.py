@@ -23,6 +23,7 @@ from l2fwd import (
 )
 from l2fwd._rings import Memory, Pool
 from l2fwd._socket import Channel, TxRequest
+from l2fwd.abi import XDP_PACKET_HEADROOM
 from l2fwd.records import TX_TIMESTAMP
 from l2fwd.testing import RING_DTYPES, FakeRing
 
@@ -150,7 +151,12 @@ def test_a_frame_used_again_asks_for_nothing_more(left, wire):
     wire.receive(64)
     left.flush(5)
     assert len(left.timestamps()) == 64
-    for write in (left.write_batch, lambda packets: [left.write(each) for each in packets]):
+    for write in (
+        left.write_batch,
+        lambda packets: left.write_batch(*as_rows(packets)),
+        lambda packets: [left.write(each) for each in packets],
+    ):
+        left.umem.frames[:, :XDP_PACKET_HEADROOM] = 0xFF  # all that could be asked
         write(sent)
         assert wire.receive(64) == sent
         left.flush(5)
@@ -203,8 +209,11 @@ def test_packets_are_sent_on_with_a_checksum(wire, pair):
                 assert sorted(numbers) == list(range(number, number + 10))
             right.write(udp(1))
             batch = left.read_batch(timeout=5)
+            left.umem.frames[:, :XDP_PACKET_HEADROOM] = 0xFF
             assert batch.send_on(left) == 1
             assert right.read(timeout=5) == udp(1)
+            left.flush(5)
+            assert len(left.timestamps()) == 0
         assert sum(left.stats().frames.values()) == 128
 
 
@@ -221,6 +230,7 @@ def test_packets_in_several_frames(wire, pair):
         assert all(map(is_summed, received))
         assert left.flush(5)
         assert sorted(left.timestamps()["packet"].tolist()) == list(range(7))
+        left.umem.frames[:, :XDP_PACKET_HEADROOM] = 0xFF
         assert left.write_batch(sent) == 7
         assert wire.receive(7) == sent
         assert left.flush(5)
