@@ -6,13 +6,12 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from l2fwd._xdp cimport (
     ACQUIRE, L2FWD_DEBUG, RELAXED, RELEASE, XDP_PKT_CONTD, XDP_RING_NEED_WAKEUP, atomic_load,
-    atomic_store, prefetch, unlikely, xdp_desc,
+    atomic_store, unlikely, xdp_desc,
 )
 
 
 cdef enum:
     ETHERNET_HEADER_BYTES = 14
-    CACHE_LINE_BYTES = 64
     UNALIGNED_OFFSET_SHIFT = 48     # of an address received from an unaligned UMEM
 
 
@@ -103,7 +102,6 @@ cdef struct PortState:              # one (link, queue) taking part in forwardin
     int tx_fd                       # the socket of the TX ring: the same, or one of its own
     kick_function kick_tx
     kick_function kick_rx
-    bint is_copied                  # the kernel copies what is sent: this CPU will read all of it
     bint is_polled                  # its NIC does nothing by itself: preferred busy polling
     PortCounters counters
 
@@ -267,21 +265,6 @@ cdef inline bint read_packet(const FramePool* pool, const xdp_desc* slot,
         return packet_is_usable(pool, desc)
     desc.addr = flat_addr(pool, desc.addr)
     return fragment_is_usable(pool, desc, ETHERNET_HEADER_BYTES) and desc.options == 0
-
-
-cdef inline void prefetch_packets(const FramePool* pool, ConsumerRing* rx, uint32_t first,
-                                  uint32_t count) noexcept nogil:
-    """Fetch received packets, which another CPU has written, all at once.
-
-    An address that is out of bounds does no harm: a prefetch never faults.
-    """
-    cdef xdp_desc desc
-    cdef uint32_t line, i
-    for i in range(count):
-        desc = rx_slot(rx, first + i)[0]
-        for line in range((min(desc.len, pool.frame_size) + CACHE_LINE_BYTES - 1)
-                          // CACHE_LINE_BYTES):
-            prefetch(pool.data + desc.addr + line * CACHE_LINE_BYTES)
 
 
 cdef inline void lose_frame(FramePool* pool, uint64_t addr) noexcept nogil:

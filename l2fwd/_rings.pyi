@@ -56,7 +56,6 @@ class Port:
         kick_rx: int = 0,
         max_fragments: int = 1,
         tx_fd: int = -1,
-        is_copied: bool = False,
     ) -> None: ...
     @property
     def pool(self) -> Pool: ...

@@ -352,8 +352,6 @@ cdef class Port:
         ``recvfrom``; 0 for the real ones.
     tx_fd : int
         The socket that the TX ring belongs to; -1: the same.
-    is_copied : bool
-        The kernel copies each packet that is sent.
     max_fragments : int
         Most frames of a packet that is sent; above 1 a packet may be received in several, too
         (XDP_USE_SG).
@@ -361,7 +359,7 @@ cdef class Port:
 
     def __cinit__(self, Pool pool not None, rings, int fd, str name, owner=None,
                   uintptr_t kick_tx=0, uintptr_t kick_rx=0, uint32_t max_fragments=1,
-                  int tx_fd=-1, bint is_copied=False):
+                  int tx_fd=-1):
         self.pool = pool
         self.name = name
         self.owner = owner
@@ -371,7 +369,6 @@ cdef class Port:
         self.state.goes_on = pool.goes_on
         self.state.frame_shift = int(pool.pool.frame_size).bit_length() - 1
         self.state.fd = fd
-        self.state.is_copied = is_copied
         self.state.tx_fd = fd if tx_fd < 0 else tx_fd
         self.state.kick_tx = <kick_function>kick_tx if kick_tx else kick_tx_socket
         self.state.kick_rx = <kick_function>kick_rx if kick_rx else kick_rx_socket

@@ -25,7 +25,7 @@ from l2fwd._decide cimport (
 )
 from l2fwd._rings cimport (
     PLACE_RX, PLACE_TX, PLACE_USER, ConsumerRing, FramePool, Port, PortState, ProducerRing,
-    frame_move, frame_start, lose_frame, packet_is_usable, pool_give, prefetch_packets, reclaim, refill,
+    frame_move, frame_start, lose_frame, packet_is_usable, pool_give, reclaim, refill,
     ring_needs_wakeup, ring_pending, ring_reserve, rx_peek, rx_release, rx_slot, take_packet,
     tx_slot, tx_submit,
 )
@@ -102,8 +102,6 @@ cdef uint32_t forward_burst(PortState* src, PortState* dst, const Rewrite* rewri
     if received == 0:
         refill(src)             # the pool was empty when its last packet came
         return 0
-    if dst.is_copied:
-        prefetch_packets(src.pool, &src.rx, rx_first, received)
     room = ring_reserve(&dst.tx, received, &tx_first)
     pool, rx, tx, change = src.pool[0], src.rx, dst.tx, rewrite[0]
 

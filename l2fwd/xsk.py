@@ -229,7 +229,6 @@ class BoundSocket:
             owner=(self.handle, self.sender),
             max_fragments=self._max_fragments() if self.config.frags else 1,
             tx_fd=self.sender.fd if self.sender else -1,
-            is_copied=not self.is_zero_copy,
         )
 
     @property

@@ -131,7 +131,7 @@ HOT_AT_LEAST = {
     "take_packet", "turn_of_pair", "turn_with_rules", "drop_burst",
     "generate_burst", "patch_packet", "take_due", "verify_burst", "find_datagram", "note_number",
     "answer_burst", "answer_packet",
-    "forward_chains", "decide_chains", "take_chains", "send_chain", "prefetch_packets", "sleep",
+    "forward_chains", "decide_chains", "take_chains", "send_chain", "sleep",
     "packets_come_close",
 }  # fmt: skip
 
