@@ -354,7 +354,8 @@ def _mtu(link: Link, room: int, xdp: XdpFeatures | None) -> Finding:
     is_zero_copy = xdp is not None and xdp.zero_copy and xdp.zc_max_segs == 1
     if is_zero_copy and needed > used:
         what = f"{figures}, of which {link.driver} uses {used} in zero-copy: use --frame-size 4096"
-        return Finding("warning", link.ifname, f"{what} or --bind copy")
+        default = "as forward and the tools do if no size is given"
+        return Finding("warning", link.ifname, f"{what}, {default}, or --bind copy")
     if is_zero_copy and link.mtu > fitting:
         what = f"{figures}; zero-copy needs an MTU of at most {fitting}, else it is copy mode"
         return Finding("warning", link.ifname, what, _set_mtu(link, fitting))

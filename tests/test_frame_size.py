@@ -58,6 +58,20 @@ def test_the_smallest_frames_that_do_are_chosen(
     assert Side("f0", chosen, lambda found: None).link.driver == driver
 
 
+def test_hybrid_keeps_to_copy_mode_where_zero_copy_drops_what_is_redirected(pretend):
+    """virtio_net: tx_xdp_tx_drops, and nothing else that tells."""
+    pretend("virtio_net", 1500)
+    hybrid = Side("f0", config("auto", data_path="hybrid"), lambda found: None)
+    assert hybrid.keeps_to_copy_mode
+    assert not Side("f0", config("auto"), lambda found: None).keeps_to_copy_mode
+    with pytest.raises(ConfigError, match="use --bind copy, or --data-path afxdp"):
+        Side("f0", config("zero-copy", data_path="hybrid"), lambda found: None)
+    pretend("igb", 1000)
+    assert not Side(
+        "f0", config("zero-copy", data_path="hybrid"), lambda found: None
+    ).keeps_to_copy_mode
+
+
 @pytest.mark.parametrize("bind", ["auto", "zero-copy"])
 def test_a_frame_size_that_was_asked_for_is_kept_and_refused(pretend, bind):
     pretend("igb", 1500)

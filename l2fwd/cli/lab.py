@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo.add_argument("--links", nargs=4, metavar=("GEN", "IN", "OUT", "SINK"), default=(),
         help="over these NICs, cabled GEN to IN and OUT to SINK, not over veths")  # fmt: skip
     demo.add_argument("--bind", help="auto (default), copy or zero-copy")
-    demo.add_argument("-f", "--frame-size", help="bytes per frame: 2048 (default) or 4096")
+    demo.add_argument(
+        "-f", "--frame-size", help="bytes per frame: 2048 or 4096 (default: as forward)"
+    )
     demo.add_argument("--json", action="store_true", help="one JSON object per line")
 
 

@@ -14,6 +14,7 @@ from l2fwd.config import FRAME_SIZES, AttachMode, BindMode, JobConfig
 from l2fwd.datapath import Notify
 from l2fwd.errors import ConfigError, KernelError, RunError
 from l2fwd.netdev import xdp_features
+from l2fwd.nics import DROPS_REDIRECTED_IN_ZERO_COPY
 from l2fwd.stats import KERNEL_QUEUE, PortSample
 
 _NO_JUMBO: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.ERANGE)
@@ -61,7 +62,17 @@ class Side:
         self.link = link.find_link(self.name)
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
+        if self.keeps_to_copy_mode and self.config.socket.bind_mode is BindMode.ZERO_COPY:
+            raise ConfigError(
+                f"{self.name}: in zero-copy {self.link.driver} drops what a program redirects "
+                "into it; use --bind copy, or --data-path afxdp"
+            )
         _check_frames(self.config, self.link)
+
+    @property
+    def keeps_to_copy_mode(self) -> bool:
+        """Whether zero-copy would lose what is forwarded in the kernel."""
+        return _keeps_to_copy_mode(self.config, self.link)
 
     def attach(self) -> list[str]:
         """Put our program on the link, or nothing; return what the user should know."""
@@ -171,10 +182,17 @@ def _check_frames(config: JobConfig, found: link.Link) -> None:
         config.umem.check_zero_copy(found.ifname, found.driver, found.mtu)
 
 
+def _keeps_to_copy_mode(config: JobConfig, found: link.Link) -> bool:
+    uses_both = config.uses_sockets and config.redirects
+    return uses_both and found.driver in DROPS_REDIRECTED_IN_ZERO_COPY
+
+
 def _may_be_zero_copy(config: JobConfig, found: link.Link) -> bool:
     """Tell whether sockets on a link may come to have packets of one frame in zero-copy mode."""
     bind_mode = config.socket.bind_mode
     if bind_mode is BindMode.COPY or config.mode is AttachMode.SKB:
+        return False
+    if _keeps_to_copy_mode(config, found):
         return False
     features = xdp_features(found.ifindex)
     if features is not None and not features.zero_copy:

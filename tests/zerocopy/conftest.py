@@ -127,10 +127,10 @@ def traffic():
                 for stream in streams:
                     if stream.tally.sent < count:
                         stream.send()
+                during(streams[0].tally.sent)  # while a window of frames is under way
                 settle(streams, patience)
                 for stream in streams:
                     stream.give_up()
-                during(streams[0].tally.sent)
             return [stream.tally for stream in streams]
 
     return run

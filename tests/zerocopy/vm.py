@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"wired in pairs; of {', '.join(DEVICES)} (igb=4)")  # fmt: skip
     add("--cpus", type=int, default=2, help="an igb starts with as many queues (2)")
     add("--memory", type=int, default=2048, help="MiB (2048)")
-    add("--limit", type=float, default=900, help="seconds for all of it (900)")
+    add("--limit", type=float, default=1800, help="seconds for all of it (1800)")
     add("--or-skip", action="store_true", help="exit 0 where packages cannot be had")
     add("--console", action="store_true", help="show the guest kernel's messages")
     add("command", nargs="+")
