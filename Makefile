@@ -8,7 +8,7 @@ export L2FWD_DEBUG ?= 0
 KIND := $(if $(filter 1,$(L2FWD_DEBUG)),debug,release)
 SOURCES := setup.py pyproject.toml $(wildcard l2fwd/*.pyx l2fwd/*.pxd kern/*)
 
-.PHONY: build debug demo test test-zerocopy fuzz lint bench clean system
+.PHONY: build debug demo test test-zerocopy fuzz lint bench bench-quick clean system
 
 build: $(VENV)/.built-$(KIND) ## compile extensions and BPF objects in place
 
@@ -36,11 +36,14 @@ lint: build                  ## style and types
 	$(BIN)/cython-lint l2fwd/*.pyx l2fwd/*.pxd && $(BIN)/codespell && \
 	$(BIN)/clang-format --dry-run -Werror kern/*.[ch] bench/*.c
 
-bench: build                 ## ratios against the C reference and the peers found
-	$(BIN)/python bench/bench_rings.py && $(BIN)/python bench/bench_classify.py && \
-	$(SUDO) $(BIN)/python bench/bench_programs.py && $(SUDO) $(BIN)/python bench/bench_paths.py && \
-	$(SUDO) $(BIN)/python bench/bench_forward.py && $(SUDO) $(BIN)/python bench/bench_tools.py && \
-	$(SUDO) $(BIN)/python bench/bench_library.py --output bench/results/library.json
+bench: build                 ## every suite but soak against the peers found, and the report; half an hour
+	$(SUDO) $(BIN)/python -m bench all $(ARGS)
+
+bench-quick: build           ## the same in three minutes, less precise
+	$(SUDO) $(BIN)/python -m bench all --quick $(ARGS)
+
+bench-%: build               ## one suite: bench-peers ARGS="--xdpsock PATH"
+	$(SUDO) $(BIN)/python -m bench $* $(ARGS)
 
 clean:                       ## back to what is in git
 	rm -rf build dist *.egg-info $(VENV) l2fwd/*.so l2fwd/bpf_objects .*_cache .hypothesis .benchmarks
