@@ -18,6 +18,13 @@ LEFT_OUT: Final = ("soak",)  # it takes hours
 _LEVELS: Final = ("tiny", "quick", "full")
 _LINKS: Final = ("in", "out", "gen", "sink")
 _PEERS: Final = ("xdpsock", "xsk-fwd")
+# The quick form of all of them together leaves out more than each one's own.
+_QUICK: Final = {
+    "forward": ("--ways", "1"),
+    "peers": ("--rounds", "1"),
+    "rfc2544": ("--engine", "afxdp"),
+    "scale": ("--sweeps", "rules"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +77,7 @@ def command_of(name: str, arguments: Sequence[str]) -> list[str]:
 def arguments_for(name: str, options: argparse.Namespace) -> list[str]:
     """Return the options of a suite; those of peers only where it has them."""
     arguments = [f"--{options.level}"] if options.level else []
+    arguments += _QUICK.get(name, ()) if options.level == "quick" else ()
     for link in _LINKS:
         value = getattr(options, link)
         arguments += [f"--{link}", value] if value else []

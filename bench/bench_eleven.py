@@ -45,7 +45,7 @@ from bench.rounds import Rounds, rounds_of
 from l2fwd import ethtool, link
 from l2fwd.errors import ConfigError, RunError, UnsupportedError
 
-ROUNDS: Final = {"tiny": (1, 0.02), "quick": (3, 0.1), "normal": (10, 0.3), "full": (31, 1.0)}
+ROUNDS: Final = {"tiny": (1, 0.02), "quick": (2, 0.05), "normal": (10, 0.2), "full": (31, 1.0)}
 FLOOD: Final = "flood, one queue, batch receive"
 _FLOODED: Final = "one queue, batch receive"
 

@@ -47,8 +47,8 @@ from l2fwd.rule_maps import MAX_ENTRIES
 
 ROUNDS: Final[Rounds] = {
     "tiny": (1, 0.1),
-    "quick": (3, 0.5),
-    "normal": (5, 1.0),
+    "quick": (1, 0.3),
+    "normal": (1, 0.6),
     "full": (5, 2.0),
 }
 SIZES: Final = ("64", "128", "256", "512", "1024", "1280", "1518", IMIX_SIZE, "9000")
@@ -57,13 +57,13 @@ _MAX_BATCH: Final = 2048  # the ring size
 _MAX_FLOWS: Final = 1 << 20  # beyond, they meet the source that is no flow
 # Option -> dimension, and its values by level where none are given; the first is the base.
 DIMENSIONS: Final[dict[str, tuple[str, Mapping[str, tuple[Any, ...]]]]] = {
-    "modes": ("mode", {"tiny": MODES[:1], "quick": MODES, "normal": MODES}),
+    "modes": ("mode", {"tiny": MODES[:1], "quick": MODES[:1], "normal": MODES}),
     "binds": ("bind", dict.fromkeys(("tiny", "quick", "normal"), BINDS)),
-    "sizes": ("size", {"tiny": ("64", "9000"), "quick": ("64", "512", "1518"), "normal": SIZES}),
-    "queues": ("queues", {"tiny": (1,), "quick": (1, 2), "normal": (1, 2)}),
-    "batches": ("batch", {"tiny": (64,), "quick": (64, 1), "normal": (64, 1, 16, 256)}),
-    "rules": ("rules", {"tiny": (1,), "quick": (1, 1000), "normal": (1, 100, 10_000)}),
-    "flows": ("flows", {"tiny": (1,), "quick": (1, 4096), "normal": (1, 256, 65_536)}),
+    "sizes": ("size", {"tiny": ("64", "9000"), "quick": ("64", "1518"), "normal": SIZES}),
+    "queues": ("queues", {"tiny": (1,), "quick": (1,), "normal": (1, 2)}),
+    "batches": ("batch", {"tiny": (64,), "quick": (64,), "normal": (64, 1, 16, 256)}),
+    "rules": ("rules", {"tiny": (1,), "quick": (1,), "normal": (1, 100, 10_000)}),
+    "flows": ("flows", {"tiny": (1,), "quick": (1,), "normal": (1, 256, 65_536)}),
     "ways": ("ways", dict.fromkeys(("tiny", "quick", "normal"), (1, 2))),
 }
 

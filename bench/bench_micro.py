@@ -32,8 +32,8 @@ from l2fwd.errors import ConfigError
 
 ROUNDS: Final = {
     "tiny": (1, 0.0005),
-    "quick": (5, 0.02),
-    "normal": (25, 0.05),
+    "quick": (3, 0.01),
+    "normal": (11, 0.03),
     "full": (61, 0.2),
 }
 PARTS: Final[dict[str, ModuleType]] = {

@@ -36,7 +36,7 @@ from bench.rounds import Samples, rounds_of, take_turns
 
 ROUNDS: Final[Rounds] = {
     "tiny": (1, 0.1),
-    "quick": (3, 0.4),
+    "quick": (3, 0.3),
     "normal": (10, 1.0),
     "full": (20, 3.0),
 }

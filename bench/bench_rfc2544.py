@@ -34,18 +34,18 @@ from bench.subjects import OURS, Subject
 from bench.traffic import IMIX, MIN_BYTES
 from l2fwd.errors import L2fwdError
 
-ROUNDS: Final = {"tiny": (1, 0.02), "quick": (1, 0.2), "normal": (3, 1.0), "full": (3, 60.0)}
+ROUNDS: Final = {"tiny": (1, 0.02), "quick": (1, 0.1), "normal": (1, 0.5), "full": (3, 60.0)}
 SIZES: Final = {
     "tiny": (64,),
-    "quick": (64, 1514),
-    "normal": (64, 1514),
+    "quick": (64,),
+    "normal": (64,),
     "full": (64, 128, 256, 512, 1024, 1280, 1514, "imix"),
 }
 # By level: latency trials, resolution, silence after a trial, tries of one, the long run.
 _DEFAULTS: Final = {
     "tiny": {"repeats": 1, "resolution": 0.3, "settle": 0.02, "tries": 1, "soak_seconds": 0.1},
-    "quick": {"repeats": 1, "resolution": 0.05, "settle": 0.05, "tries": 2, "soak_seconds": 2.0},
-    "normal": {"repeats": 5, "resolution": 0.01, "settle": 0.1, "tries": 3, "soak_seconds": 60.0},
+    "quick": {"repeats": 1, "resolution": 0.1, "settle": 0.02, "tries": 2, "soak_seconds": 1.0},
+    "normal": {"repeats": 3, "resolution": 0.02, "settle": 0.05, "tries": 2, "soak_seconds": 5.0},
     "full": {"repeats": 20, "resolution": 0.005, "settle": 2.0, "tries": 3, "soak_seconds": 3600.0},
 }
 PEER_GOAL: Final = 0.9
@@ -58,7 +58,7 @@ _LEARNING_SECONDS: Final = 5.0  # longer, and the flows are not new
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--engine", action="append", choices=list(OURS), help="one of ours (all); may be repeated")
-    add("--sizes", nargs="+", type=_size, help="bytes of a frame, or imix (64 1514)")
+    add("--sizes", nargs="+", type=_size, help="bytes of a frame, or imix (64; all with --full)")
     add("--trial", dest="seconds", type=float, help="the same as --seconds")
     add("--repeats", type=_count, help="latency trials at each load")
     add("--resolution", type=_part, help="of a search, as a part of what is found")

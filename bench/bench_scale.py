@@ -44,8 +44,8 @@ from l2fwd.rule_maps import MAX_ENTRIES
 
 ROUNDS: Final[Rounds] = {
     "tiny": (1, 0.1),
-    "quick": (3, 0.5),
-    "normal": (7, 1.0),
+    "quick": (1, 0.3),
+    "normal": (2, 0.4),
     "full": (15, 2.0),
 }
 GOAL: Final = 0.9
@@ -54,6 +54,7 @@ PATHS: Final = {"afxdp": "afxdp-rules", "redirect": "redirect-rule", "hybrid": "
 _SIZES: Final = ("64", "128", "256", "512", "1024", "1280", "1518")
 _FLOWS: Final = (1, 16, 256, 4096, 65_536, 1_000_000)
 _NOT_TINY: Final = ("bytes",)  # jumbo goes through the same lines
+_NOT_QUICK: Final = ("queues", "masks", "batch", "ring", "bytes", "jumbo")
 _BY_SOURCE: Final = "hybrid by source"
 
 
@@ -69,6 +70,8 @@ class Dimension:
         The first is the base.
     few : tuple
         Those of the tiny and the quick form.
+    some : tuple
+        Those of the normal form; none: all.
     sockets_only : bool
         Paths in the kernel have no such thing.
     fixed : mapping
@@ -78,22 +81,38 @@ class Dimension:
     field: str
     values: tuple[Any, ...]
     few: tuple[Any, ...]
+    some: tuple[Any, ...] = ()
     sockets_only: bool = False
     fixed: Mapping[str, Any] | None = None
+
+    def at(self, level: str) -> tuple[Any, ...]:
+        """Return the values of a level."""
+        if level in ("tiny", "quick"):
+            return self.few
+        return self.some if self.some and level == "normal" else self.values
 
 
 SWEEPS: Final = {
     "queues": Dimension("queues", (1, 2, 3, 4), (1, 4), fixed={"by_socket": True}),
     "rules": Dimension(
-        "rules", (1, 10, 100, 1000, 10_000, 100_000, MAX_ENTRIES, 1_000_000), (1, 1000)
+        "rules",
+        (1, 10, 100, 1000, 10_000, 100_000, MAX_ENTRIES, 1_000_000),
+        (1, 1000),
+        some=(1, 100, 10_000, MAX_ENTRIES, 1_000_000),
     ),
-    "masks": Dimension("masks", (1, 2, 4, 8, 16, 32, 64, 65), (1, 64)),
-    "flows": Dimension("flows", _FLOWS, (1, 4096)),
-    "batch": Dimension("batch", (64, 1, 4, 16, 32, 128, 256), (64, 1), sockets_only=True),
+    "masks": Dimension("masks", (1, 2, 4, 8, 16, 32, 64, 65), (1, 64), some=(1, 8, 64, 65)),
+    "flows": Dimension("flows", _FLOWS, (1, 65_536), some=(1, 256, 65_536, 1_000_000)),
+    "batch": Dimension(
+        "batch", (64, 1, 4, 16, 32, 128, 256), (64, 1), some=(64, 1, 8, 256), sockets_only=True
+    ),
     "ring": Dimension(
-        "ring", (2048, 64, 128, 256, 512, 1024, 4096, 8192), (2048, 64), sockets_only=True
+        "ring",
+        (2048, 64, 128, 256, 512, 1024, 4096, 8192),
+        (2048, 64),
+        some=(2048, 64, 512, 8192),
+        sockets_only=True,
     ),
-    "bytes": Dimension("size", _SIZES, ("64", "1518")),
+    "bytes": Dimension("size", _SIZES, ("64", "1518"), some=("64", "512", "1518")),
     "jumbo": Dimension(
         "size", ("64", "1518", "4096", "9000"), ("64", "9000"), fixed={"by_socket": True}
     ),
@@ -133,13 +152,14 @@ def run(options: argparse.Namespace, record: Record) -> None:
 def sweeps(options: argparse.Namespace) -> Iterator[tuple[str, str, list[Setting]]]:
     """Yield a sweep's name, its series, and the settings, the base first."""
     is_tiny = options.level == "tiny"
-    names = options.sweeps or [name for name in SWEEPS if not is_tiny or name not in _NOT_TINY]
+    left_out = {"tiny": _NOT_TINY, "quick": _NOT_QUICK}.get(options.level, ())
+    names = options.sweeps or [name for name in SWEEPS if name not in left_out]
     for name in names:
         dimension = SWEEPS[name]
         for series, base in _bases(name, options.paths or list(PATHS)):
             if not wanted(options, f"{name} {series}"):
                 continue
-            values = dimension.few if options.level in ("tiny", "quick") else dimension.values
+            values = dimension.at(options.level)
             yield name, series, [replace(base, **{dimension.field: each}) for each in values]
             if is_tiny and name != "flows":
                 break

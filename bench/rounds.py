@@ -111,8 +111,8 @@ class Rounds:
 
 
 def rounds_of(options: argparse.Namespace) -> Rounds:
-    """Return what the options ask for; at tiny nothing has a meaning, so nothing is waited for."""
-    return Rounds(options.rounds, options.seconds, is_patient=options.level != "tiny")
+    """Return what the options ask for; tiny and quick wait for nobody."""
+    return Rounds(options.rounds, options.seconds, is_patient=options.level in ("normal", "full"))
 
 
 def ns_each(work: Work, seconds: float) -> float:
