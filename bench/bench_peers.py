@@ -37,7 +37,7 @@ from bench.rounds import Samples, rounds_of, take_turns
 ROUNDS: Final[Rounds] = {
     "tiny": (1, 0.1),
     "quick": (3, 0.3),
-    "normal": (10, 1.0),
+    "normal": (10, 0.6),
     "full": (20, 3.0),
 }
 
@@ -84,7 +84,7 @@ def run_group(group: Group, options: argparse.Namespace, record: Record) -> None
             for name, engine in group.contenders.items()
         }
         samples = take_turns(
-            turns, options.rounds, quiet=quiet,
+            turns, min(options.rounds, group.most_rounds), quiet=quiet,
             failed=lambda name, error: record.skip(f"{group.name}: {name}", str(error)),
         )  # fmt: skip
     tell(group, samples, record)

@@ -8,7 +8,8 @@ Method:   a generator in the kernel sends so many frames at a rate; the sink's p
           that a rate is carried if one of --tries trials lost nothing.
           Frames of latency, recovery and the long run carry number and time.
           afxdp, redirect and hybrid forward between two links, macswap sends back by the same.
-          A veth holds 256 frames on their way, which bounds bursts there.
+          A veth holds 256 frames on their way, which bounds bursts there; and what the kernel
+          forwards between veths it does on the generator's CPU, as fast as that makes frames.
 Prints:   frames/s, us, %, frames, ms, s; goals where there are any.  Sizes are bytes in memory,
           without the check sequence.  With --xdpsock the p99 of macswap is also a ratio to it.
 """
@@ -124,7 +125,7 @@ def run_headlines(options: argparse.Namespace, record: Record) -> None:
     with subject.bed(options) as bed:
 
         def throughput() -> None:
-            with subject.run(bed) as running:
+            with subject.engine(bed) as running:
                 trials = plan.trials(bed, running)
                 rfc_rates.throughput(case, trials, case.load(subject.packet), plan, record)
 
@@ -165,7 +166,7 @@ def _rates(
 
 def _rates_of(case: Case, subject: Subject, bed: BenchBed, plan: Plan, record: Record) -> None:
     load = case.load(subject.packet)
-    with subject.run(bed) as running:
+    with subject.engine(bed) as running:
         trials = plan.trials(bed, running)
         carried = rfc_rates.throughput(case, trials, load, plan, record)
         rfc_rates.latency(case, trials, load, carried, plan, record)
@@ -286,7 +287,7 @@ def test_no_drop_rate(benchmark: Any, name: str) -> None:
     case = Case(name, 64)
 
     def once() -> None:
-        with subject.bed(options) as bed, subject.run(bed) as running:
+        with subject.bed(options) as bed, subject.engine(bed) as running:
             load, trials = case.load(subject.packet), plan.trials(bed, running)
             rfc_rates.throughput(case, trials, load, plan, record)
 

@@ -111,7 +111,7 @@ def _soak(subject: Subject, options: argparse.Namespace, record: Record) -> None
 def _carried(subject: Subject, bed: BenchBed, options: argparse.Namespace) -> Load:
     """Return a load at the part wanted of the rate that is carried."""
     load = Case(subject.name).load(subject.packet)
-    with subject.run(bed) as running:
+    with subject.engine(bed) as running:
         settle_seconds = min(_SETTLE_SECONDS, options.seconds)
         tries = 1 if options.level == "tiny" else _TRIES
         trials = Trials(bed, running, options.seconds, settle_seconds, tries)
@@ -126,7 +126,7 @@ def _traffic(
 ) -> Minutes:  # fmt: skip
     """Send for hours; take the figures once the engine has ended."""
     on_wire = _wire_drops(bed)
-    with subject.run(bed) as running:
+    with subject.engine(bed) as running:
         trials = Trials(bed, running, options.seconds, _SETTLE_SECONDS, 1)
         trials.sink.look(stamped=True, checked=True)
         before = trials.sink.seen()

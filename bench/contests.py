@@ -55,6 +55,8 @@ class Group:
         Nothing comes out: what the engine's queue took is read from the link.
     is_sender : bool
         The engine makes the frames.
+    most_rounds : int
+        Where contenders are many, and goals are far away.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Group:
     loads: Mapping[str, Load] = field(default_factory=dict)
     takes_all: bool = False
     is_sender: bool = False
+    most_rounds: int = 1000
 
     def load_of(self, contender: str) -> Load:
         return self.loads.get(contender, self.load)
@@ -168,27 +171,30 @@ def two_ports_small(named: Named) -> Group:
     )
     return Group(
         "two ports, 64 bytes", Load(size=SMALL, packet="udp"), kernel | user,
-        contests + _two_ports_contests(1.05, 1.12),
+        contests + _two_ports_contests(named, 1.05, 1.12),
     )  # fmt: skip
 
 
 def two_ports_large(named: Named) -> Group:
     return Group(
         "two ports, 1514 bytes", Load(size=LARGE, packet="udp"), _two_ports(named),
-        _two_ports_contests(1.22, 1.30),
+        _two_ports_contests(named, 1.22, 1.30),
     )  # fmt: skip
 
 
 def _two_ports(named: Named) -> dict[str, Engine]:
     own = {"afxdp": named.forward(), "afxdp --swap-mac": named.forward("--swap-mac")}
+    if named.links:
+        own["afxdp in copy mode"] = engines.forwarder("--bind", "copy")
     return own | named.xsk_fwd_engine() | named.testpmd_engines()
 
 
-def _two_ports_contests(xsk_fwd: float, testpmd: float) -> tuple[Contest, ...]:
+def _two_ports_contests(named: Named, xsk_fwd: float, testpmd: float) -> tuple[Contest, ...]:
     return (
         Contest("afxdp", "xsk_fwd", xsk_fwd),
         Contest("afxdp", "testpmd io", testpmd),
         Contest("afxdp --swap-mac", "testpmd macswap", testpmd),
+        *([Contest("afxdp", "afxdp in copy mode", 1.0)] if named.links else ()),
     )
 
 
@@ -272,5 +278,5 @@ def many_flows(named: Named) -> Group:
                 goal = None if path == "bridge" else 0.9
                 contests.append(Contest(name, f"{path}, 1 flows", goal))
     return Group(
-        "flows, 64 bytes", Load(size=SMALL), contenders, tuple(contests), loads=loads,
+        "flows, 64 bytes", Load(size=SMALL), contenders, tuple(contests), loads=loads, most_rounds=5,
     )  # fmt: skip

@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from bench.bed import BenchBed, Engine, Running, bench_bed, place_napi
+from bench.bed import BenchBed, Engine, Running, bench_bed
 from bench.engines import forwarder, tool
 from bench.options import links_of
 
@@ -27,23 +27,12 @@ class Subject:
         Sends back where it receives.
     packet : str
         Of the load, as ``Load`` has it.
-    is_in_kernel : bool
-        Its packets are not copied to a process: its work is done where the link is polled.
     """
 
     name: str
     engine: Engine
     is_hairpin: bool = False
     packet: str = "raw"
-    is_in_kernel: bool = False
-
-    @contextmanager
-    def run(self, bed: BenchBed) -> Iterator[Running]:
-        """Run it on the engine's CPU, also where that is the kernel's work."""
-        with self.engine(bed) as running:
-            if self.is_in_kernel and bed.is_veth:
-                running = replace(running, threads=place_napi(bed.entry))
-            yield running
 
     def bed(self, options: argparse.Namespace) -> AbstractContextManager[BenchBed]:
         return bench_bed(links=links_of(options), hairpin=self.is_hairpin)
@@ -65,7 +54,7 @@ OURS: Final = {
     for each in (
         Subject(name="afxdp", engine=forwarder()),
         Subject(name="macswap", engine=tool("macswap", "--interval", "0"), is_hairpin=True),
-        Subject(name="redirect", engine=forwarder("--data-path", "redirect"), is_in_kernel=True),
-        Subject(name="hybrid", engine=_hybrid, packet="udp", is_in_kernel=True),
+        Subject(name="redirect", engine=forwarder("--data-path", "redirect")),
+        Subject(name="hybrid", engine=_hybrid, packet="udp"),
     )
 }
