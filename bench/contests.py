@@ -278,5 +278,6 @@ def many_flows(named: Named) -> Group:
                 goal = None if path == "bridge" else 0.9
                 contests.append(Contest(name, f"{path}, 1 flows", goal))
     return Group(
-        "flows, 64 bytes", Load(size=SMALL), contenders, tuple(contests), loads=loads, most_rounds=5,
+        "flows, 64 bytes", Load(size=SMALL), contenders, tuple(contests), loads=loads,
+        most_rounds=5,
     )  # fmt: skip
