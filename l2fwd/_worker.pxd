@@ -29,6 +29,7 @@ cdef struct Rest:                   # what the worker knows of its sleeps
     int64_t began_ns                # CLOCK_MONOTONIC, of the last sleep
     uint32_t moved                  # packets since
     uint32_t short_sleeps           # one after the other
+    uint32_t patience               # how many of these it takes
     bint is_nap                     # the last one
 
 

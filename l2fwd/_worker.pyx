@@ -40,6 +40,7 @@ from l2fwd.errors import ConfigError, kernel_error
 
 cdef extern from "sys/prctl.h" nogil:
     enum:
+        PR_GET_TIMERSLACK
         PR_SET_TIMERSLACK
 
     int prctl(int option, unsigned long value, ...)
@@ -52,6 +53,8 @@ cdef enum:
     SWAP_POLL_US = 20
     SECOND_NS = 1000000000
     SHORT_SLEEPS = 4                # of so many naps at most, so many in a row: then nap
+    MAX_PATIENCE = 1024             # so many in a row, where naps are of no use
+    MAX_COALESCE_US = 1000
     MAX_DRAIN_SLEEPS = 40           # of UNSETTLED_NS: how long a stopping worker waits
 
 
@@ -505,17 +508,22 @@ cdef int idle(WorkerState* worker, int64_t timeout_ns) noexcept nogil:
     cdef uint32_t count = worker.port_count
     cdef uint32_t i
     cdef int error
+    cdef short room
     cdef int events = 0
     for i in range(worker.port_count):
         # The frames that TX was holding may be back by now.
         reclaim(worker.ports[i])
         refill(worker.ports[i])
         kick_rx(worker.ports[i])
+        # POLLOUT only to wait for room: a TX ring is nearly always ready, the sleep would spin.
+        room = POLLOUT if worker.wants_room else 0
+        if worker.ports[i].tx_fd == worker.ports[i].fd:
+            fds[i] = pollfd(worker.ports[i].fd, POLLIN | room, 0)
+            continue
         fds[i] = pollfd(worker.ports[i].fd, POLLIN, 0)
-        if worker.wants_room or ring_pending(&worker.ports[i].tx.ring):
-            # Asking has the kernel send what waits.  POLLOUT only to wait for room: a TX ring is
-            # nearly always ready, the sleep would spin.
-            fds[count] = pollfd(worker.ports[i].tx_fd, POLLOUT if worker.wants_room else 0, 0)
+        if room or ring_pending(&worker.ports[i].tx.ring):
+            # Asking has the kernel send what waits.
+            fds[count] = pollfd(worker.ports[i].tx_fd, room, 0)
             count += 1
     worker.sleeps += 1
     if ppoll(fds, count, &timeout, NULL) > 0:
@@ -573,17 +581,30 @@ cdef int64_t sleep_bound(const WorkerState* worker) noexcept nogil:
     return min(bound, worker.pause_ns) if worker.pause_ns else bound
 
 
+cdef bint rings_are_large_enough(const WorkerState* worker) noexcept nogil:
+    """Tell whether the frames lent hold twice what came since the last sleep."""
+    cdef uint32_t i
+    for i in range(worker.port_count):
+        if worker.ports[i].fill_target and worker.ports[i].fill_target < 2 * worker.rest.moved:
+            return False
+    return True
+
+
 cdef bint packets_come_close(WorkerState* worker, int64_t now) noexcept nogil:
     """Tell whether the next packets will be here sooner than it pays to be woken for each.
 
-    Being woken costs more than forwarding some packets does.  But a packet that is alone must not
-    wait: so only after some short sleeps, and for as long as the naps gather two packets or more.
+    Being woken costs more than forwarding some packets does.  But packets that wait for each
+    other's answers must not be kept: so only after some short sleeps, for as long as the naps
+    gather two packets or more, and after each that did not, only after twice as many.
     """
     cdef Rest* rest = &worker.rest
     cdef bint is_short = now - rest.began_ns < SHORT_SLEEPS * rest.coalesce_ns
     cdef bint was_useful = rest.moved > (1 if rest.is_nap else 0)
+    if rest.is_nap:
+        rest.patience = SHORT_SLEEPS if was_useful else min(2 * rest.patience, MAX_PATIENCE)
     rest.short_sleeps = rest.short_sleeps + 1 if is_short and was_useful else 0
-    return rest.short_sleeps >= SHORT_SLEEPS and worker.pause_ns == 0 and not worker.wants_room
+    return (rest.short_sleeps >= rest.patience and worker.pause_ns == 0
+            and not worker.wants_room and rings_are_large_enough(worker))
 
 
 cdef int sleep(WorkerState* worker) noexcept nogil:
@@ -592,6 +613,7 @@ cdef int sleep(WorkerState* worker) noexcept nogil:
     cdef timespec nap = timespec(0, rest.coalesce_ns)
     cdef timespec clock
     cdef int64_t now
+    cdef uint32_t i
     if rest.coalesce_ns == 0 or worker.busy_poll:
         return idle(worker, sleep_bound(worker))
     clock_gettime(CLOCK_MONOTONIC, &clock)
@@ -602,6 +624,8 @@ cdef int sleep(WorkerState* worker) noexcept nogil:
     if not rest.is_nap:
         return idle(worker, sleep_bound(worker))
     worker.naps += 1
+    for i in range(worker.port_count):
+        kick_rx(worker.ports[i])
     ppoll(NULL, 0, &nap, NULL)
     return 0
 
@@ -610,16 +634,22 @@ cdef int run_worker(WorkerState* worker) noexcept nogil:
     """Work until stopped; return 0, or errno with ``worker.failed`` set."""
     cdef int error = 0
     cdef uint32_t moved, i
-    prctl(PR_SET_TIMERSLACK, 1)     # of this thread; a nap would last twice as long otherwise
+    # Of this thread; a sleep would be 50 us longer otherwise.
+    cdef int slack_ns = prctl(PR_GET_TIMERSLACK, 0)
+    prctl(PR_SET_TIMERSLACK, 1)
     while error == 0 and not is_stopping(worker):
         moved = turn(worker, &error)
         if moved or error:
             worker.rest.moved += moved
             for i in range(worker.port_count):
                 kick_rx(worker.ports[i])
-        else:
+        # Between naps what came while a burst was served is left to the next: it would go in
+        # smaller and smaller ones, a system call each.
+        if error == 0 and moved < (worker.batch_size if worker.rest.is_nap else 1):
             error = sleep(worker)
-    return error or drain(worker)
+    error = error or drain(worker)
+    prctl(PR_SET_TIMERSLACK, slack_ns)
+    return error
 
 
 cdef int set_rewrite(Rewrite* rewrite, bytes dst_mac, bint swap_mac) except -1:
@@ -663,7 +693,8 @@ cdef class Worker:
     busy_poll : bool
         True: never sleep.
     coalesce_us : int
-        While packets come close after each other, let them gather for so many us; 0: never.
+        While packets come close after each other, let them gather for so many us, 1000 at most;
+        0: never.
     dst_mac : bytes or None
         Six bytes, written to every packet sent on the second port.  Without a decider.
     swap_mac : bool
@@ -713,7 +744,10 @@ cdef class Worker:
         self.state.batch_size = batch_size
         self.state.both_ways = both_ways and len(ports) > 1
         self.state.busy_poll = busy_poll
+        if coalesce_us > MAX_COALESCE_US:
+            raise ConfigError(f"coalesce_us must be at most {MAX_COALESCE_US}, got {coalesce_us}")
         self.state.rest.coalesce_ns = <int64_t>coalesce_us * 1000
+        self.state.rest.patience = SHORT_SLEEPS
         set_rewrite(&self.state.rightward, dst_mac, swap_mac)
         set_rewrite(&self.state.leftward, None, swap_mac)
         self.decider = decider

@@ -202,6 +202,7 @@ class NicBed(Bed):
                     "nothing uses"
                 )
         if len(links) == 2:
+            self.sink = self.gen
             links = (links[1], links[0], links[0], links[1])
         self.gen_link, self.in_link, self.out_link, self.sink_link = links
         roles = (self.gen, self.fwd, self.fwd, self.sink)
@@ -213,7 +214,7 @@ class NicBed(Bed):
         """Move the links to three namespaces and set them up; all or nothing."""
         with ExitStack() as undo:
             home = undo.enter_context(open("/proc/thread-self/ns/net", "rb"))
-            for netns in (self.gen, self.fwd, self.sink):
+            for netns in dict.fromkeys((self.gen, self.fwd, self.sink)):
                 link.create_netns(netns)
                 undo.callback(link.remove_netns, netns)
             for netns, ifname in self._ends:
@@ -410,6 +411,8 @@ class Demo:
             raise UnsupportedError(
                 f"data path {data_path!r} does not exist; choose from: {', '.join(DATA_PATHS)}"
             )
+        if len(links) not in (0, 4):
+            raise ConfigError(f"links must be four, GEN IN OUT SINK, got {' '.join(links)}")
         name = f"l2fwd-demo{os.getpid()}"
         self.bed = NicBed(name, links, queues=queues) if links else Bed(name, queues=queues)
         self._notify = notify

@@ -7,11 +7,13 @@ the queue of a UMEM's first socket only, so this one is made by hand.
 """
 
 import ctypes
+import errno
 import mmap
 import os
 import socket
 import struct
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from l2fwd._rings import RingMemory
@@ -55,18 +57,18 @@ class TxSocket:
     """
 
     def __init__(self, ifname: str, queue_id: int, shared_fd: int, ring_size: int) -> None:
+        place = f"{ifname} queue {queue_id} for sending"
         with ExitStack() as undo:
-            self._socket = undo.enter_context(socket.socket(AF_XDP, socket.SOCK_RAW))
+            with _named("create AF_XDP socket", place):
+                self._socket = undo.enter_context(socket.socket(AF_XDP, socket.SOCK_RAW))
             self.fd = self._socket.fileno()
-            try:
+            with _named("make TX ring of", place):
                 self._socket.setsockopt(SOL_XDP, XDP_TX_RING, ring_size)
                 self._memory = self._map(ring_size)
                 undo.callback(self._memory.close)
                 self.ring = self._ring(ring_size)
-                self._bind(socket.if_nametoindex(ifname), queue_id, shared_fd)
-            except OSError as error:
-                place = f"{ifname} queue {queue_id} for sending"
-                raise kernel_error(error.errno or 0, "bind", place) from None
+            with _named("bind", place):
+                self._bind(ifname, queue_id, shared_fd)
             self._undo = undo.pop_all()
 
     def _map(self, ring_size: int) -> mmap.mmap:
@@ -84,23 +86,34 @@ class TxSocket:
         producer, consumer, slots, flags = (start + offset for offset in self._offsets)
         return RingMemory(producer, consumer, flags, slots, ring_size)
 
-    def _bind(self, ifindex: int, queue_id: int, shared_fd: int) -> None:
+    def _bind(self, ifname: str, queue_id: int, shared_fd: int) -> None:
         """Python's own bind does not know the family."""
+        try:
+            ifindex = socket.if_nametoindex(ifname)
+        except OSError:  # without an errno
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from None
         address = _ADDRESS.pack(AF_XDP, XDP_SHARED_UMEM, ifindex, queue_id, shared_fd)
         if _libc.bind(self.fd, address, len(address)) < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
     def set_option(self, level: int, name: int, value: int) -> None:
-        try:
+        with _named("set option of", f"AF_XDP socket ({level}, {name})"):
             self._socket.setsockopt(level, name, value)
-        except OSError as error:
-            target = f"AF_XDP socket ({level}, {name})"
-            raise kernel_error(error.errno or 0, "set option of", target) from None
 
     def get_option(self, level: int, name: int, size: int) -> bytes:
-        return self._socket.getsockopt(level, name, size)
+        with _named("read option of", f"AF_XDP socket ({level}, {name})"):
+            return self._socket.getsockopt(level, name, size)
 
     def close(self) -> None:
         """Unmap the ring and close.  Nothing may use the ring any more."""
         self._undo.close()
+
+
+@contextmanager
+def _named(operation: str, target: str) -> Iterator[None]:
+    """Say of a failing system call what was attempted."""
+    try:
+        yield
+    except OSError as error:
+        raise kernel_error(error.errno or 0, operation, target) from None

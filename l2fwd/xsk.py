@@ -210,7 +210,8 @@ class BoundSocket:
         with contextlib.ExitStack() as undo:
             undo.callback(self._close)
             os.set_inheritable(self.handle.fd, False)  # a child must not keep the queue bound
-            if split and not self.is_zero_copy:
+            # Preferred busy polling works on the NIC in the calls of one socket.
+            if split and not self.is_zero_copy and not config.busy_poll_budget:
                 self.sender = TxSocket(ifname, queue_id, self.handle.fd, config.ring_size)
             self.tx_budget = self._set_tx_budget(config.tx_budget)
             self.port = self._make_port(umem, make_port)
@@ -309,9 +310,10 @@ class BoundSocket:
         self._close()
 
     def _close(self) -> None:
-        if self.sender:
-            self.sender.close()
-        self.handle.close()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.handle.close)
+            if self.sender:
+                undo.callback(self.sender.close)
 
 
 def _statistics(owner: "SocketHandle | TxSocket") -> dict[str, int]:

@@ -59,6 +59,17 @@ def test_a_packet_that_is_alone_is_not_kept_waiting(bed, forward, open_wire):
     assert naps_of(forwarder.stop()) == 0
 
 
+def test_packets_that_wait_for_each_other_are_kept_less_and_less(bed, forward, open_wire):
+    """A nap that gathered nothing makes the worker twice as patient before the next."""
+    rounds = 400
+    forwarder = forward(bed)
+    wire = open_wire(bed)
+    for _ in range(rounds):
+        sent = wire.send(1)
+        assert wire.receive(1) == sent
+    assert naps_of(forwarder.stop()) < rounds / 20
+
+
 @pytest.mark.parametrize("value", ["-1", "1001"])
 def test_a_bound_that_makes_no_sense_is_refused(bed, forward, value):
     forwarder = forward(bed, f"--coalesce={value}", ready=False)

@@ -132,7 +132,7 @@ HOT_AT_LEAST = {
     "generate_burst", "patch_packet", "take_due", "verify_burst", "find_datagram", "note_number",
     "answer_burst", "answer_packet",
     "forward_chains", "decide_chains", "take_chains", "send_chain", "sleep",
-    "packets_come_close",
+    "packets_come_close", "rings_are_large_enough",
 }  # fmt: skip
 
 

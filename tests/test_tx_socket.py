@@ -105,8 +105,17 @@ def test_a_failure_names_the_queue_and_leaves_nothing(inside, umem):
     xsk = BoundSocket(umem, "f0", 0, SocketConfig(ring_size=RING))
     with pytest.raises(KernelError, match="bind f0 queue 7 for sending: EINVAL"):
         TxSocket("f0", 7, xsk.handle.fd, RING)
-    with pytest.raises(KernelError, match="bind f0 queue 0 for sending"):
+    with pytest.raises(KernelError, match="make TX ring of f0 queue 0 for sending: EINVAL"):
         TxSocket("f0", 0, xsk.handle.fd, 3)  # no power of two
+    with pytest.raises(KernelError, match="bind nolink queue 0 for sending: ENODEV"):
+        TxSocket("nolink", 0, xsk.handle.fd, RING)
+    xsk.close()
+
+
+def test_preferred_busy_polling_keeps_one_socket(umem):
+    settings = SocketConfig(ring_size=RING, bind_mode=BindMode.COPY, busy_poll_budget=64)
+    xsk = BoundSocket(umem, "f0", 0, settings, split=True)
+    assert xsk.sender is None
     xsk.close()
 
 

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from l2fwd.cli.options import add_tool_options, run_path, tool_config
+from l2fwd.config import DEFAULT_COALESCE_US
 from l2fwd.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.verify and args.coalesce == DEFAULT_COALESCE_US:
+        args.coalesce = 0  # the time a packet took would include the worker's nap
     config = tool_config(args, whole_packets=not args.verify)
 
     def make_path(notify: "Notify") -> "ToolPath":
