@@ -716,7 +716,8 @@ cdef class Worker:
     """
 
     def __cinit__(self, *ports, uint32_t batch_size=64, bint both_ways=True,
-                  bint busy_poll=False, uint32_t coalesce_us=0, bytes dst_mac=None, bint swap_mac=False,
+                  bint busy_poll=False, uint32_t coalesce_us=0, bytes dst_mac=None,
+                  bint swap_mac=False,
                   Decider decider=None, progress=(), uintptr_t give_back=0, int host_fd=-1,
                   Job job=None):
         cdef Port port
