@@ -84,7 +84,7 @@ def run_group(group: Group, options: argparse.Namespace, record: Record) -> None
             for name, engine in group.contenders.items()
         }
         samples = take_turns(
-            turns, min(options.rounds, group.most_rounds), quiet=quiet,
+            turns, max(1, options.rounds // (1 + group.is_broad)), quiet=quiet,
             failed=lambda name, error: record.skip(f"{group.name}: {name}", str(error)),
         )  # fmt: skip
     tell(group, samples, record)

@@ -31,7 +31,7 @@ from bench.options import links_of, options_of, wanted
 from bench.peers import require_file, xdpsock, xsk_fwd
 from bench.record import Record
 from bench.rfc_case import Case, Plan, plan_of
-from bench.subjects import OURS, Subject
+from bench.subjects import OURS, Subject, ours
 from bench.traffic import IMIX, MIN_BYTES
 from l2fwd.errors import L2fwdError
 
@@ -66,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--settle", type=_positive, help="seconds without a frame until none is awaited")
     add("--tries", type=_count, help="of a trial that something disturbed")
     add("--soak-seconds", type=_positive, help="of the run at 90 %% of the no-drop rate")
+    add("--ring-size", type=_count, default=0,
+        help="slots of the rings of afxdp and macswap, with four frames for each")  # fmt: skip
     add("--xdpsock", default="", metavar="PATH", help="xdpsock, to compare macswap with")
     add("--xsk-fwd", default="", metavar="PATH", help="xsk_fwd, for single frames")
 
@@ -105,7 +107,7 @@ def run(options: argparse.Namespace, record: Record) -> None:
     fill_in(options)
     plan = plan_of(options)
     for name in options.engine or OURS:
-        subject = OURS[name]
+        subject = ours(options.ring_size)[name]
         if not subject.fits(options):
             record.skip(name, "forwards between two links: name --gen and --sink, too")
             continue
@@ -120,7 +122,7 @@ def run(options: argparse.Namespace, record: Record) -> None:
 def run_headlines(options: argparse.Namespace, record: Record) -> None:
     """Take what the table of peers shows: no-drop rate, starts and single frames, and latency."""
     fill_in(options)
-    plan, subject = plan_of(options), OURS["afxdp"]
+    plan, subject = plan_of(options), ours(options.ring_size)["afxdp"]
     case = Case(subject.name, 64)
     with subject.bed(options) as bed:
 
@@ -242,7 +244,7 @@ def _latency_ratio(
     """Take the p99 of each at half of its own no-drop rate, by turns."""
     contenders = {
         _PEER: peer,
-        "macswap": OURS["macswap"].engine,
+        "macswap": ours(options.ring_size)["macswap"].engine,
         _AWAKE: tool("macswap", "--interval", "0", "--busy-poll"),
     }
     p99: dict[str, list[float]] = {each: [] for each in contenders}

@@ -55,8 +55,8 @@ class Group:
         Nothing comes out: what the engine's queue took is read from the link.
     is_sender : bool
         The engine makes the frames.
-    most_rounds : int
-        Where contenders are many, and goals are far away.
+    is_broad : bool
+        Contenders are many, and goals are far away: half of the rounds will do.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Group:
     loads: Mapping[str, Load] = field(default_factory=dict)
     takes_all: bool = False
     is_sender: bool = False
-    most_rounds: int = 1000
+    is_broad: bool = False
 
     def load_of(self, contender: str) -> Load:
         return self.loads.get(contender, self.load)
@@ -279,5 +279,5 @@ def many_flows(named: Named) -> Group:
                 contests.append(Contest(name, f"{path}, 1 flows", goal))
     return Group(
         "flows, 64 bytes", Load(size=SMALL), contenders, tuple(contests), loads=loads,
-        most_rounds=5,
+        is_broad=True,
     )  # fmt: skip

@@ -49,12 +49,16 @@ def _hybrid(bed: BenchBed) -> Iterator[Running]:
         yield running
 
 
-OURS: Final = {
-    each.name: each
-    for each in (
-        Subject(name="afxdp", engine=forwarder()),
-        Subject(name="macswap", engine=tool("macswap", "--interval", "0"), is_hairpin=True),
+def ours(ring_size: int = 0) -> dict[str, Subject]:
+    """Return all by name; ``ring_size``: slots of a ring, with four frames for each."""
+    rings = ["--ring-size", str(ring_size), "--frames", str(4 * ring_size)] if ring_size else []
+    subjects = (
+        Subject(name="afxdp", engine=forwarder(*rings)),
+        Subject(name="macswap", engine=tool("macswap", "--interval", "0", *rings), is_hairpin=True),
         Subject(name="redirect", engine=forwarder("--data-path", "redirect")),
         Subject(name="hybrid", engine=_hybrid, packet="udp"),
     )
-}
+    return {each.name: each for each in subjects}
+
+
+OURS: Final = ours()
