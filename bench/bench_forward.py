@@ -37,6 +37,7 @@ from typing import Any, Final
 
 import pytest
 
+from bench import preflight
 from bench.choices import listed, number_in, one_of, read_size
 from bench.figures import Figure
 from bench.options import Rounds, links_of, wanted
@@ -83,17 +84,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("ways", number_in("ways", 1, 2), "1, from IN to OUT; 2, also back")
 
 
-def run(options: argparse.Namespace, record: Record) -> None:
-    """Measure every case that the options leave.
+def needs(options: argparse.Namespace) -> preflight.Needs:
+    """Return what the links must have.
 
     Raises
     ------
     ConfigError
         If there are two NICs: what comes from one port has to leave by another.
     """
-    links = links_of(options)
-    if len(links) == 2:
+    if len(links_of(options)) == 2:
         raise ConfigError("forward needs four NICs: name --gen and --sink too")
+    return preflight.Needs()
+
+
+def run(options: argparse.Namespace, record: Record) -> None:
+    """Measure every case that the options leave."""
+    links = links_of(options)
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep(
             record, links, options.rounds, options.seconds, Path(folder),

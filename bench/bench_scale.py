@@ -34,6 +34,7 @@ from typing import Any, Final
 
 import pytest
 
+from bench import preflight
 from bench.choices import listed, one_of
 from bench.figures import Figure, ratio
 from bench.options import Rounds, links_of, wanted
@@ -101,7 +102,7 @@ SWEEPS: Final = {
         some=(1, 100, 10_000, MAX_ENTRIES, 1_000_000),
     ),
     "masks": Dimension("masks", (1, 2, 4, 8, 16, 32, 64, 65), (1, 64), some=(1, 8, 64, 65)),
-    "flows": Dimension("flows", _FLOWS, (1, 65_536), some=(1, 256, 65_536, 1_000_000)),
+    "flows": Dimension("flows", _FLOWS, (1, 4096), some=(1, 256, 65_536, 1_000_000)),
     "batch": Dimension(
         "batch", (64, 1, 4, 16, 32, 128, 256), (64, 1), some=(64, 1, 8, 256), sockets_only=True
     ),
@@ -126,17 +127,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"of {', '.join(PATHS)}")  # fmt: skip
 
 
-def run(options: argparse.Namespace, record: Record) -> None:
-    """Measure every sweep that the options leave, for every path.
+def needs(options: argparse.Namespace) -> preflight.Needs:
+    """Return what the links must have.
 
     Raises
     ------
     ConfigError
         If there are two NICs: what comes from one port has to leave by another.
     """
-    links = links_of(options)
-    if len(links) == 2:
+    if len(links_of(options)) == 2:
         raise ConfigError("scale needs four NICs: name --gen and --sink too")
+    return preflight.Needs()
+
+
+def run(options: argparse.Namespace, record: Record) -> None:
+    """Measure every sweep that the options leave, for every path."""
+    links = links_of(options)
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep(
             record, links, options.rounds, options.seconds, Path(folder),

@@ -152,6 +152,10 @@ def four_links():
         link.create_netns(netns)
         for near, far in (("gn", "in"), ("ou", "si")):
             link.create_veth((netns, near), (netns, far), queues=2)
+        with link.in_netns(netns):
+            for ifname in ("gn", "in", "ou", "si"):
+                link.disable_ipv6(ifname)
+                link.set_up(ifname)
         yield netns
     finally:
         link.remove_netns(netns)

@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 
-from bench import bed, micro_instructions
+from bench import micro_instructions
 from bench.bench_micro import run
 from bench.case import Case
 from bench.record import Record
@@ -117,7 +117,7 @@ def test_contenders_begin_by_turns():
 
 def test_noisy_rounds_are_counted(monkeypatch):
     answers = iter([True, False, False])
-    monkeypatch.setattr(bed, "wait_until_quiet", lambda seconds: next(answers))
+    monkeypatch.setattr("bench.rounds.wait_until_quiet", lambda seconds: next(answers))
     rounds = Rounds(3, 0.0, is_patient=True)
     rounds.measure({"a": lambda: 0})
     record = Record("micro", {}, output=None, quiet=True)

@@ -126,6 +126,8 @@ def test_of_a_packet_redirected_to_the_link_nothing_is_known(wire, pair):
     subprocess.run(["ethtool", "-L", "left", "rx", "1"], check=True)  # else by the sender's CPU
     program = Program("lab_send")
     program.load()
+    header = UDP[:42].ljust(48, b"\0")  # the last field of struct lab_settings
+    program.update("lab_settings", {bytes(4): bytes(104) + header})
     with XdpSocket("left", rx_metadata=True) as xsk:
         with link.in_netns(pair[1]):
             ifindex = link.find_link("right").ifindex
