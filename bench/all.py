@@ -20,7 +20,7 @@ _LINKS: Final = ("in", "out", "gen", "sink")
 _PEERS: Final = ("xdpsock", "xsk-fwd")
 # The quick form of all of them together leaves out more than each one's own.
 _QUICK: Final = {
-    "forward": ("--ways", "1"),
+    "forward": ("--ways", "1", "--paths", "afxdp,redirect,hybrid"),
     "peers": ("--rounds", "1"),
     "rfc2544": ("--engine", "afxdp"),
     "scale": ("--sweeps", "rules"),
