@@ -36,10 +36,10 @@ lint: build                  ## style and types
 	$(BIN)/cython-lint l2fwd/*.pyx l2fwd/*.pxd && $(BIN)/codespell && \
 	$(BIN)/clang-format --dry-run -Werror kern/*.[ch] bench/*.c
 
-bench: build                 ## every suite but soak against the peers found, and the report; half an hour
+bench: build                 ## every suite but soak against the peers found, and the report; about half an hour
 	$(SUDO) $(BIN)/python -m bench all $(ARGS)
 
-bench-quick: build           ## the same in three minutes, less precise
+bench-quick: build           ## the same in some three minutes, less precise
 	$(SUDO) $(BIN)/python -m bench all --quick $(ARGS)
 
 bench-%: build               ## one suite: bench-peers ARGS="--xdpsock PATH"

@@ -42,8 +42,17 @@ from bench.choices import listed, number_in, one_of, read_size
 from bench.figures import Figure
 from bench.options import Rounds, links_of, wanted
 from bench.record import Record
-from bench.settings import BINDS, IMIX_SIZE, MODES, PATHS, Measured, Setting, Sweep, queues_of
-from l2fwd.errors import ConfigError
+from bench.settings import (
+    BINDS,
+    IMIX_SIZE,
+    MODES,
+    PATHS,
+    Measured,
+    Setting,
+    Sweep,
+    needs_of_four,
+    queues_of,
+)
 from l2fwd.rule_maps import MAX_ENTRIES
 
 ROUNDS: Final[Rounds] = {
@@ -85,16 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def needs(options: argparse.Namespace) -> preflight.Needs:
-    """Return what the links must have.
-
-    Raises
-    ------
-    ConfigError
-        If there are two NICs: what comes from one port has to leave by another.
-    """
-    if len(links_of(options)) == 2:
-        raise ConfigError("forward needs four NICs: name --gen and --sink too")
-    return preflight.Needs()
+    """Return what the links must have, and that they must be four."""
+    return needs_of_four("forward", options)
 
 
 def run(options: argparse.Namespace, record: Record) -> None:

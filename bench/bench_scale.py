@@ -39,8 +39,7 @@ from bench.choices import listed, one_of
 from bench.figures import Figure, ratio
 from bench.options import Rounds, links_of, wanted
 from bench.record import Record
-from bench.settings import FCS_BYTES, Measured, Needs, Setting, Sweep
-from l2fwd.errors import ConfigError
+from bench.settings import FCS_BYTES, Measured, Needs, Setting, Sweep, needs_of_four
 from l2fwd.rule_maps import MAX_ENTRIES
 
 ROUNDS: Final[Rounds] = {
@@ -128,16 +127,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def needs(options: argparse.Namespace) -> preflight.Needs:
-    """Return what the links must have.
-
-    Raises
-    ------
-    ConfigError
-        If there are two NICs: what comes from one port has to leave by another.
-    """
-    if len(links_of(options)) == 2:
-        raise ConfigError("scale needs four NICs: name --gen and --sink too")
-    return preflight.Needs()
+    """Return what the links must have, and that they must be four."""
+    return needs_of_four("scale", options)
 
 
 def run(options: argparse.Namespace, record: Record) -> None:

@@ -1,5 +1,6 @@
 """Ways to run ours on a bed: every dimension that a sweep goes along, and how it is measured."""
 
+import argparse
 import hashlib
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bench import preflight
 from bench.bed import BenchBed, Engine, Running, Sample, bench_bed, offer, place_napi
 from bench.engines import forwarder
+from bench.options import links_of
 from bench.record import Record
 from bench.rounds import take_turns
 from bench.socket_traffic import SocketLoad
 from bench.traffic import IMIX, MAX_BYTES, Load
 from l2fwd import link
-from l2fwd.errors import L2fwdError
+from l2fwd.errors import ConfigError, L2fwdError
 from l2fwd.ethtool import queue_counts
 
 # Path -> data path of the engine, and whether it has rules.
@@ -360,3 +363,16 @@ class Sweep:
                 self._record.skip(setting.name, f"{ifname} has {count} queues; {remedy}")
                 return False
         return True
+
+
+def needs_of_four(suite: str, options: argparse.Namespace) -> preflight.Needs:
+    """Return what the links of a suite must have that forwards from port to port.
+
+    Raises
+    ------
+    ConfigError
+        If there are two NICs: what comes from one port has to leave by another.
+    """
+    if len(links_of(options)) == 2:
+        raise ConfigError(f"{suite} needs four NICs: name --gen and --sink too")
+    return preflight.Needs()
