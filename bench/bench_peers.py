@@ -33,6 +33,7 @@ from bench.figures import Figure, ratio
 from bench.options import Rounds, links_of, options_of, wanted
 from bench.record import Record
 from bench.rounds import Samples, rounds_of, take_turns
+from l2fwd.errors import RunError
 
 ROUNDS: Final[Rounds] = {
     "tiny": (1, 0.1),
@@ -91,7 +92,20 @@ def run_group(group: Group, options: argparse.Namespace, record: Record) -> None
 
 
 def one_turn(bed: BenchBed, engine: Engine, group: Group, name: str, seconds: float) -> Sample:
-    """Let one contender do the group's work."""
+    """Let one contender do the group's work.
+
+    Raises
+    ------
+    RunError
+        If it cannot be started, or stops forwarding.
+    """
+    found = _work(bed, engine, group, name, seconds)
+    if not found.delivered:
+        raise RunError(f"no frame in {seconds:g} s, after the first ones")
+    return found
+
+
+def _work(bed: BenchBed, engine: Engine, group: Group, name: str, seconds: float) -> Sample:
     load = group.load_of(name)
     if group.is_sender:
         with engine(bed) as running:

@@ -94,6 +94,11 @@ class Named:
         return "zero-copy" if self.links else "copy"
 
     @property
+    def queue(self) -> tuple[str, ...]:
+        """The one that every peer has; NICs may have more, which then get nothing."""
+        return ("--queues", "0") if self.links else ()
+
+    @property
     def letter(self) -> str:
         return "-z" if self.links else "-c"
 
@@ -116,16 +121,20 @@ class Named:
         }
 
     def forward(self, *options: str) -> Engine:
-        return engines.forwarder("--bind", self.bind, *options)
+        return engines.forwarder("--bind", self.bind, *self.queue, *options)
 
     def redirect(self, *options: str) -> Engine:
         return engines.forwarder("--data-path", "redirect", *options)
 
-    def hybrid(self) -> Engine:
-        return engines.forwarder("--data-path", "hybrid", "--rule", self.rule)
+    def hybrid(self, *options: str) -> Engine:
+        path = ("--data-path", "hybrid", *self.queue)
+        return engines.forwarder(*path, "--rule", self.rule, *options)
+
+    def tool(self, verb: str, *options: str) -> Engine:
+        return engines.tool(verb, *self.queue, *options)
 
     def macswap(self, mode: str) -> Engine:
-        return engines.tool("macswap", "--mode", mode, "--bind", self.bind)
+        return self.tool("macswap", "--mode", mode, "--bind", self.bind)
 
     def xsk_fwd_engine(self) -> dict[str, Engine]:
         return {"xsk_fwd": peers.xsk_fwd(self.xsk_fwd)} if self.xsk_fwd else {}
@@ -158,6 +167,9 @@ def two_ports_small(named: Named) -> Group:
         "bridge": peers.bridge,
         "tc mirred": peers.mirred,
     }
+    if named.links:  # what a program redirects from a ring in zero-copy is copied first
+        kernel["hybrid hit in zero-copy"] = named.hybrid("--bind", "zero-copy")
+        kernel["hybrid hit in copy mode"] = named.hybrid("--bind", "copy")
     user = _two_ports(named) | {"AF_PACKET loop": peers.packet_loop}
     contests = (
         Contest("redirect pair", "plain redirect", 0.97),
@@ -185,7 +197,7 @@ def two_ports_large(named: Named) -> Group:
 def _two_ports(named: Named) -> dict[str, Engine]:
     own = {"afxdp": named.forward(), "afxdp --swap-mac": named.forward("--swap-mac")}
     if named.links:
-        own["afxdp in copy mode"] = engines.forwarder("--bind", "copy")
+        own["afxdp in copy mode"] = engines.forwarder("--bind", "copy", *named.queue)
     return own | named.xsk_fwd_engine() | named.testpmd_engines()
 
 
@@ -211,7 +223,7 @@ def hairpin(named: Named, size: int) -> Group:
     native, skb = ("-l", "-N", named.letter), ("-l", "-S", "-c")
     contenders = {
         "macswap": named.macswap("native"),
-        "macswap skb": engines.tool("macswap", "--mode", "skb", "--bind", "copy"),
+        "macswap skb": named.tool("macswap", "--mode", "skb", "--bind", "copy"),
         **named.xdpsock_engine(*native),
         **named.xdpsock_engine(*skb),
     }
@@ -229,7 +241,7 @@ def receive_only(named: Named) -> Group:
     own = ("--mode", "native", "--bind", named.bind)
     return Group(
         "receive only, 64 bytes", Load(size=SMALL),
-        {"rxdrop": engines.tool("rxdrop", *own), **named.xdpsock_engine(*peer)},
+        {"rxdrop": named.tool("rxdrop", *own), **named.xdpsock_engine(*peer)},
         (Contest("rxdrop", f"xdpsock {' '.join(peer)}", 1.0),),
         bed={"hairpin": True}, takes_all=True,
     )  # fmt: skip
@@ -241,7 +253,7 @@ def send_only(named: Named) -> Group:
     own = ("--mode", "native", "--bind", named.bind, "-G", NOBODY, "-s", str(SMALL))
     return Group(
         "send only, 64 bytes", Load(size=SMALL),
-        {"txonly": engines.tool("txonly", *own), **named.xdpsock_engine(*letters)},
+        {"txonly": named.tool("txonly", *own), **named.xdpsock_engine(*letters)},
         (Contest("txonly", f"xdpsock {' '.join(letters)}", 1.0),),
         bed={"hairpin": True}, is_sender=True,
     )  # fmt: skip

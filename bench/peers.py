@@ -3,13 +3,17 @@
 DPDK's testpmd is found if it is installed (apt install dpdk-dev).  xdpsock and xsk_fwd, of
 xdp-project/bpf-examples, are named by the user.  The Linux bridge, tc and AF_PACKET are always
 there.  Each runs on the engine's CPU, in copy mode on veths.
+
+On NICs a peer gets no load before its programs are on the links and the carrier is back, which
+Intel's drivers lose when a program comes.
 """
 
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -24,30 +28,37 @@ _ALL_TYPES: Final = 0x0003  # ETH_P_ALL
 _BUFFER: Final = 4096
 _STARTS: Final = 5
 _BUSY: Final = "busy"
+_SETTLE_SECONDS: Final = 20.0  # testpmd attaches after some
+_LOOK_SECONDS: Final = 0.1
 
 
 def xdpsock(path: str, *letters: str) -> Engine:
     """Return xdpsock on one link; its letters say what it does: ``-l -N -c``."""
     command = [path, "-i", "{entry}", "-q", "0", *letters]
-    return _command(command, "xdpsock", folder=str(Path(path).resolve().parent))
+    return _settled(_command(command, "xdpsock", folder=str(Path(path).resolve().parent)))
 
 
 def xsk_fwd(path: str) -> Engine:
-    """Return xsk_fwd between both links."""
+    """Return xsk_fwd between both links.
+
+    It fills its fill rings only after socket and program are there, and igb looks into an empty
+    one just once: on NICs both links are restarted for it.
+    """
     command = [path, "-c", str(ENGINE_CPU), "-i", "{entry}", "-q", "0", "-i", "{exit}", "-q", "0"]
-    return _command(command, "xsk_fwd")
+    return _settled(_command(command, "xsk_fwd"), restart=True)
 
 
 def testpmd(forward_mode: str, *, force_copy: bool = True) -> Engine:
-    """Return DPDK's forwarder over its AF_XDP driver, one worker; ``io``, ``macswap`` ..."""
+    """Return DPDK's forwarder over its AF_XDP driver, one worker; ``io``, ``macswap`` ...
+
+    In zero-copy it does not busy-poll, as no other here does: igb stops sending then.
+    """
+    how = "force_copy=1" if force_copy else "busy_budget=0"
 
     @contextmanager
     def run(bed: BenchBed) -> Iterator[Running]:
         names = dict.fromkeys((bed.entry.ifname, bed.exit.ifname))
-        devices = [
-            f"--vdev=net_af_xdp{i},iface={name},force_copy={int(force_copy)}"
-            for i, name in enumerate(names)
-        ]
+        devices = [f"--vdev=net_af_xdp{i},iface={name},{how}" for i, name in enumerate(names)]
         command = [
             *("dpdk-testpmd", "-l", f"{GENERATOR_CPU},{ENGINE_CPU}", "--no-huge", "-m", "512"),
             *("--no-pci", "--no-telemetry", f"--file-prefix={bed.entry.netns}", *devices, "--"),
@@ -58,7 +69,7 @@ def testpmd(forward_mode: str, *, force_copy: bool = True) -> Engine:
             require_running(running, "dpdk-testpmd")
             yield Running(running.pid)
 
-    return run
+    return _settled(run)
 
 
 def has_testpmd() -> bool:
@@ -125,6 +136,36 @@ def _command(command: list[str], name: str, *, folder: str | None = None) -> Eng
             yield Running(running.pid)
 
     return run
+
+
+def _settled(engine: Engine, *, restart: bool = False) -> Engine:
+    """Return an engine that on NICs is ready when programs and carrier are there."""
+
+    @contextmanager
+    def run(bed: BenchBed) -> Iterator[Running]:
+        with engine(bed) as running:
+            if not bed.is_veth:
+                places = tuple(dict.fromkeys((bed.entry, bed.exit)))
+                _wait_for_programs(places)
+                if restart:
+                    for place in places:
+                        _run(place, "ethtool", "-r", place.ifname)
+                    _wait_for_programs(places)
+            yield running
+
+    return run
+
+
+def _wait_for_programs(places: Iterable[Place]) -> None:
+    """Wait until each link has a program and a carrier; the load's own wait tells if one fails."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    for place in places:
+        with link.in_netns(place.netns):
+            while time.monotonic() < deadline:
+                found = link.find_link(place.ifname)
+                if found.xdp_program_id and found.has_carrier:
+                    break
+                time.sleep(_LOOK_SECONDS)
 
 
 def _start(

@@ -62,7 +62,9 @@ class Side:
         self.link = link.find_link(self.name)
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
-        if self.keeps_to_copy_mode and self.config.socket.bind_mode is BindMode.ZERO_COPY:
+        wants_zero_copy = self.config.socket.bind_mode is BindMode.ZERO_COPY
+        loses = self.link.driver in DROPS_REDIRECTED_IN_ZERO_COPY
+        if wants_zero_copy and loses and _has_both(self.config):
             raise ConfigError(
                 f"{self.name}: in zero-copy {self.link.driver} drops what a program redirects "
                 "into it; use --bind copy, or --data-path afxdp"
@@ -71,8 +73,12 @@ class Side:
 
     @property
     def keeps_to_copy_mode(self) -> bool:
-        """Whether zero-copy would lose what is forwarded in the kernel."""
-        return _keeps_to_copy_mode(self.config, self.link)
+        """Whether copy mode is better, and zero-copy was not asked for.
+
+        Most packets are redirected by a program then.  In zero-copy the kernel copies each of
+        those into a page that it allocates for it (``xdp_convert_zc_to_xdp_frame``).
+        """
+        return _keeps_to_copy_mode(self.config)
 
     def attach(self) -> list[str]:
         """Put our program on the link, or nothing; return what the user should know."""
@@ -182,9 +188,12 @@ def _check_frames(config: JobConfig, found: link.Link) -> None:
         config.umem.check_zero_copy(found.ifname, found.driver, found.mtu)
 
 
-def _keeps_to_copy_mode(config: JobConfig, found: link.Link) -> bool:
-    uses_both = config.uses_sockets and config.redirects
-    return uses_both and found.driver in DROPS_REDIRECTED_IN_ZERO_COPY
+def _has_both(config: JobConfig) -> bool:
+    return config.uses_sockets and config.redirects
+
+
+def _keeps_to_copy_mode(config: JobConfig) -> bool:
+    return _has_both(config) and config.socket.bind_mode is BindMode.AUTO
 
 
 def _may_be_zero_copy(config: JobConfig, found: link.Link) -> bool:
@@ -192,7 +201,7 @@ def _may_be_zero_copy(config: JobConfig, found: link.Link) -> bool:
     bind_mode = config.socket.bind_mode
     if bind_mode is BindMode.COPY or config.mode is AttachMode.SKB:
         return False
-    if _keeps_to_copy_mode(config, found):
+    if _keeps_to_copy_mode(config):
         return False
     features = xdp_features(found.ifindex)
     if features is not None and not features.zero_copy:

@@ -31,6 +31,15 @@ def test_both_ways_on_two_queues(bed, forward, traffic, obtained, data_path):
         assert all(port["tx_wakeups"] > 0 for port in summary["ports"])
 
 
+def test_hybrid_is_in_copy_mode_if_not_told_otherwise(bed, forward, traffic, obtained):
+    """Most of its packets are redirected, and each of those is copied in zero-copy."""
+    forwarder = forward(bed, "--data-path", "hybrid", "--strict")
+    assert obtained(forwarder.ready) == [("native", "copy")] * 4
+    tallies = traffic(bed, 1000, both_ways=True)
+    assert [verdict(tally) for tally in tallies] == [WHOLE, WHOLE]
+    assert forwarder.stop()["unaccounted"] == 0
+
+
 def test_ready_waits_for_the_carrier_that_attaching_takes_down(bed, forward, open_wire, in_fwd):
     wire = open_wire(bed)
     before = in_fwd(bed, carrier_losses, bed.out_link)
