@@ -50,6 +50,13 @@ _DEFAULTS: Final = {
     "full": {"repeats": 20, "resolution": 0.005, "settle": 2.0, "tries": 3, "soak_seconds": 3600.0},
 }
 PEER_GOAL: Final = 0.9
+_PARTS: Final = {  # after the search of rates
+    "latency": rfc_rates.latency,
+    "loss curve": rfc_rates.loss_curve,
+    "longest burst": rfc_rates.back_to_back,
+    "recovery": rfc_rates.recovery,
+    "long run": rfc_rates.long_run,
+}
 _PEER: Final = "xdpsock -l"
 _AWAKE: Final = "macswap --busy-poll"  # as xdpsock: never sleeps
 _ENTRIES: Final = {"tiny": 20, "quick": 200, "normal": 2000, "full": 2000}
@@ -148,9 +155,13 @@ def fill_in(options: argparse.Namespace) -> None:
 def _part_of(
     record: Record, options: argparse.Namespace, name: str, part: Callable[[], None]
 ) -> None:
-    """Take one part, if it is wanted; what is wrong with it is not wrong with the next."""
-    if not wanted(options, name):
-        return
+    """Take one part, if it is wanted."""
+    if wanted(options, name):
+        _guarded(record, name, part)
+
+
+def _guarded(record: Record, name: str, part: Callable[[], None]) -> None:
+    """Take one part; what is wrong with it is not wrong with the next."""
     try:
         part()
     except (L2fwdError, OSError) as error:
@@ -162,20 +173,26 @@ def _rates(
 ) -> None:
     for size in options.sizes:
         case = Case(subject.name, size)
-        part = partial(_rates_of, case, subject, bed, plan, record)
-        _part_of(record, options, case.name, part)
+        parts = [part for name, part in _PARTS.items() if wanted(options, f"{case.name}: {name}")]
+        if parts or wanted(options, f"{case.name}: no-drop rate"):
+            take = partial(_rates_of, case, parts, subject, bed, plan, record)
+            _guarded(record, case.name, take)
 
 
-def _rates_of(case: Case, subject: Subject, bed: BenchBed, plan: Plan, record: Record) -> None:
+def _rates_of(
+    case: Case,
+    parts: Iterable[rfc_rates.Part],
+    subject: Subject,
+    bed: BenchBed,
+    plan: Plan,
+    record: Record,
+) -> None:
     load = case.load(subject.packet)
     with subject.engine(bed) as running:
         trials = plan.trials(bed, running)
         carried = rfc_rates.throughput(case, trials, load, plan, record)
-        rfc_rates.latency(case, trials, load, carried, plan, record)
-        rfc_rates.loss_curve(case, trials, load, carried, record)
-        rfc_rates.back_to_back(case, trials, load, carried, plan, record)
-        rfc_rates.recovery(case, trials, load, carried, plan, record)
-        rfc_rates.long_run(case, trials, load, carried, plan, record)
+        for part in parts:
+            part(case, trials, load, carried, plan, record)
 
 
 def _starts(

@@ -1,7 +1,7 @@
 """What an engine carries: RFC 2544's throughput, latency, loss, bursts and recovery."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -38,6 +38,9 @@ class Carried:
     no_drop: float
     fastest: float
     overload: Sample
+
+
+Part = Callable[[Case, Trials, Load, Carried, Plan, Record], None]  # of what follows
 
 
 def throughput(case: Case, trials: Trials, load: Load, plan: Plan, record: Record) -> Carried:
@@ -101,7 +104,9 @@ def histogram(taken: Iterable[Trial]) -> list[list[float]]:
     return [[upper, counts[upper]] for upper in sorted(counts)]
 
 
-def loss_curve(case: Case, trials: Trials, load: Load, carried: Carried, record: Record) -> None:
+def loss_curve(
+    case: Case, trials: Trials, load: Load, carried: Carried, _plan: Plan, record: Record
+) -> None:
     """Offer less and less, from all that the generator paces, until twice nothing is lost."""
     lossless = 0
     for percent in range(100, 0, -10):

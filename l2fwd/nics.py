@@ -12,8 +12,9 @@ _USUAL_UNIT: Final = 128  # i40e, ice; xp_assign_dev takes this one for all
 # again: packets that came before, or their lengths with other bytes (seen on Linux 7.2).
 NEEDS_A_FULL_RING: Final = ("igb",)
 
-# On a queue bound in zero-copy mode this driver drops what programs redirect into it, and only its
-# own counter tx_xdp_tx_drops tells (seen on Linux 7.2).
+# This driver drops what a program redirects into it from a queue bound in zero-copy mode: such
+# packets have no headroom (xdp_convert_zc_to_xdp_frame), and it needs some for a header of its own.
+# Only its counter tx_xdp_tx_drops tells (seen on Linux 7.2).
 DROPS_REDIRECTED_IN_ZERO_COPY: Final = ("virtio_net",)
 
 
