@@ -40,7 +40,7 @@ import pytest
 from bench import preflight
 from bench.choices import listed, number_in, one_of, read_size
 from bench.figures import Figure
-from bench.options import Rounds, links_of, wanted
+from bench.options import Rounds, is_patient, links_of, wanted
 from bench.record import Record
 from bench.settings import (
     BINDS,
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace, record: Record) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep(
             record, links, options.rounds, options.seconds, Path(folder),
-            quiet=options.level != "tiny",
+            quiet=is_patient(options),
         )  # fmt: skip
         settings = cases(options)
         record.note(

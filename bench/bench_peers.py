@@ -30,7 +30,7 @@ from bench.bed import (
 from bench.bench_rfc2544 import run_headlines
 from bench.contests import Contest, Group, Named
 from bench.figures import Figure, ratio
-from bench.options import Rounds, links_of, options_of, wanted
+from bench.options import Rounds, is_patient, links_of, options_of, wanted
 from bench.record import Record
 from bench.rounds import Samples, rounds_of, take_turns
 from l2fwd.errors import RunError
@@ -77,7 +77,6 @@ def options_like(options: argparse.Namespace, suite: ModuleType) -> argparse.Nam
 
 
 def run_group(group: Group, options: argparse.Namespace, record: Record) -> None:
-    quiet = options.level != "tiny"
     links = links_of(options)
     with bench_bed(links=links, **group.bed) as bed:
         turns = {
@@ -85,10 +84,15 @@ def run_group(group: Group, options: argparse.Namespace, record: Record) -> None
             for name, engine in group.contenders.items()
         }
         samples = take_turns(
-            turns, max(1, options.rounds // (1 + group.is_broad)), quiet=quiet,
+            turns, max(1, options.rounds // (1 + group.is_broad)), quiet=options.level != "tiny",
+            before=None if is_patient(options) else _at_once,
             failed=lambda name, error: record.skip(f"{group.name}: {name}", str(error)),
         )  # fmt: skip
     tell(group, samples, record)
+
+
+def _at_once() -> None:
+    """Wait for nothing; a sample that was disturbed is taken again all the same."""
 
 
 def one_turn(bed: BenchBed, engine: Engine, group: Group, name: str, seconds: float) -> Sample:

@@ -37,7 +37,7 @@ import pytest
 from bench import preflight
 from bench.choices import listed, one_of
 from bench.figures import Figure, ratio
-from bench.options import Rounds, links_of, wanted
+from bench.options import Rounds, is_patient, links_of, wanted
 from bench.record import Record
 from bench.settings import FCS_BYTES, Measured, Needs, Setting, Sweep, needs_of_four
 from l2fwd.rule_maps import MAX_ENTRIES
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace, record: Record) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep(
             record, links, options.rounds, options.seconds, Path(folder),
-            quiet=options.level != "tiny",
+            quiet=is_patient(options),
         )  # fmt: skip
         for name, series, settings in sweeps(options):
             able = [each for each in settings if _fits(each, record)]

@@ -82,6 +82,11 @@ def links_of(options: argparse.Namespace) -> tuple[str, ...]:
     return options.gen_link, options.in_link, options.out_link, options.sink_link
 
 
+def is_patient(options: argparse.Namespace) -> bool:
+    """Tell whether to wait for a quiet machine, and to take disturbed samples again."""
+    return options.level in ("normal", "full")
+
+
 def wanted(options: argparse.Namespace, name: str) -> bool:
     """Tell whether ``--only`` lets a case of that name run."""
     return not options.only or any(each in name for each in options.only)

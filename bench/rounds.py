@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from bench.bed import Sample, wait_until_quiet
+from bench.options import is_patient
 from bench.record import Record
 from l2fwd.errors import L2fwdError
 
@@ -112,7 +113,7 @@ class Rounds:
 
 def rounds_of(options: argparse.Namespace) -> Rounds:
     """Return what the options ask for; tiny and quick wait for nobody."""
-    return Rounds(options.rounds, options.seconds, is_patient=options.level in ("normal", "full"))
+    return Rounds(options.rounds, options.seconds, is_patient=is_patient(options))
 
 
 def ns_each(work: Work, seconds: float) -> float:
