@@ -36,22 +36,41 @@ static __always_inline int is_vlan(__be16 ethertype)
 	       ethertype == bpf_htons(ETH_P_QINQ1);
 }
 
-static __always_inline void parse_ports(void *header, void *end, struct packet_key *key)
-{
-	__be16 *ports = header;
+/* The words of a packet_key that parse_packet puts together.  They are read so soon that one which
+ * several stores had made would be waited for: until all of them have left the store buffer.
+ */
+#define WORD_IN 0    /* in_ifindex, begin of dst_mac */
+#define WORD_MACS 1  /* end of dst_mac, src_mac */
+#define WORD_TYPE 2  /* ethertype, vlan_outer, vlan_inner, proto, ip_version */
+#define WORD_PORTS 3 /* sport, dport, flags */
+#define WORD_SRC 4
+#define WORD_DST 6
 
-	if (key->proto != IPPROTO_TCP && key->proto != IPPROTO_UDP &&
-	    key->proto != IPPROTO_UDPLITE && key->proto != IPPROTO_SCTP)
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "so are the words put together");
+
+static __always_inline void set_proto(struct packet_key *key, __u8 proto, __u64 ip_version)
+{
+	key_word *words = (key_word *)key;
+
+	words[WORD_TYPE] |= (__u64)proto << 48 | ip_version << 56;
+}
+
+static __always_inline void parse_ports(void *header, void *end, struct packet_key *key, __u8 proto)
+{
+	key_word *words = (key_word *)key;
+	__u32 *ports = header; /* both */
+
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_UDPLITE &&
+	    proto != IPPROTO_SCTP)
 		return;
-	if ((void *)(ports + 2) > end)
+	if ((void *)(ports + 1) > end)
 		return;
-	key->sport = ports[0];
-	key->dport = ports[1];
-	key->flags |= KEY_HAS_PORTS;
+	words[WORD_PORTS] |= *ports | (__u64)KEY_HAS_PORTS << 32;
 }
 
 static __always_inline void parse_ipv4(void *header, void *end, struct packet_key *key)
 {
+	key_word *words = (key_word *)key;
 	struct iphdr *ip = header;
 	__u32 length;
 
@@ -60,12 +79,11 @@ static __always_inline void parse_ipv4(void *header, void *end, struct packet_ke
 	length = ip->ihl * 4;
 	if (header + length > end || bpf_ntohs(ip->tot_len) < length)
 		return;
-	key->ip_version = 4;
-	key->proto = ip->protocol;
-	__builtin_memcpy(key->src, &ip->saddr, 4);
-	__builtin_memcpy(key->dst, &ip->daddr, 4);
+	set_proto(key, ip->protocol, 4);
+	words[WORD_SRC] = ip->saddr;
+	words[WORD_DST] = ip->daddr;
 	if (!(ip->frag_off & bpf_htons(FRAGMENT_OFFSET)))
-		parse_ports(header + length, end, key);
+		parse_ports(header + length, end, key, ip->protocol);
 }
 
 static __always_inline void parse_ipv6(void *header, void *end, struct packet_key *key)
@@ -77,7 +95,6 @@ static __always_inline void parse_ipv6(void *header, void *end, struct packet_ke
 
 	if (next > end || ip->version != 6)
 		return;
-	key->ip_version = 6;
 	__builtin_memcpy(key->src, &ip->saddr, 16);
 	__builtin_memcpy(key->dst, &ip->daddr, 16);
 	proto = ip->nexthdr;
@@ -101,14 +118,14 @@ static __always_inline void parse_ipv6(void *header, void *end, struct packet_ke
 			break;
 		if (proto == IPPROTO_FRAGMENT &&
 		    extension->fragment & bpf_htons(IPV6_FRAGMENT_OFFSET)) {
-			key->proto = extension->next;
+			set_proto(key, extension->next, 6);
 			return; /* a later fragment has no ports */
 		}
 		proto = extension->next;
 		next += length;
 	}
-	key->proto = proto;
-	parse_ports(next, end, key);
+	set_proto(key, proto, 6);
+	parse_ports(next, end, key, proto);
 }
 
 /* 01-80-C2-00-00-00 to 0f: meant for the next bridge (IEEE 802.1Q, 8.6.3). */
@@ -123,35 +140,37 @@ static __always_inline int parse_packet(struct xdp_md *ctx, struct packet_key *k
 {
 	void *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = (void *)(long)ctx->data;
+	key_word *words = (key_word *)key;
+	__u64 outer = NO_VLAN, inner = NO_VLAN;
 	void *next = eth + 1;
 	struct vlan_tag *tag;
+	__be16 ethertype;
 
 	/* Keep it in memory: in registers, every branch below would set and spill all of it. */
-	asm volatile("" : "+r"(key) : : "memory");
+	asm volatile("" : "+r"(words) : : "memory");
 	if (next > end)
 		return -1;
-	key->in_ifindex = ctx->ingress_ifindex;
-	__builtin_memcpy(key->dst_mac, (__u32 *)eth, 12); /* and src_mac, by words */
+	words[WORD_IN] = ctx->ingress_ifindex | (__u64) * (__u32 *)eth << 32;
+	words[WORD_MACS] = *(key_word *)((void *)eth + 4);
 	if (is_link_local(eth->h_dest))
-		key->flags |= KEY_LINK_LOCAL;
-	key->ethertype = eth->h_proto;
-	key->vlan_outer = bpf_htons(NO_VLAN);
-	key->vlan_inner = bpf_htons(NO_VLAN);
+		words[WORD_PORTS] = (__u64)KEY_LINK_LOCAL << 32;
 
+	ethertype = eth->h_proto;
 	tag = next;
-	if (is_vlan(key->ethertype) && (void *)(tag + 1) <= end) {
-		key->vlan_outer = tag->tci & bpf_htons(VLAN_ID_MASK);
-		key->ethertype = tag->ethertype;
+	if (is_vlan(ethertype) && (void *)(tag + 1) <= end) {
+		outer = tag->tci & bpf_htons(VLAN_ID_MASK);
+		ethertype = tag->ethertype;
 		next = ++tag;
-		if (is_vlan(key->ethertype) && (void *)(tag + 1) <= end) {
-			key->vlan_inner = tag->tci & bpf_htons(VLAN_ID_MASK);
-			key->ethertype = tag->ethertype;
+		if (is_vlan(ethertype) && (void *)(tag + 1) <= end) {
+			inner = tag->tci & bpf_htons(VLAN_ID_MASK);
+			ethertype = tag->ethertype;
 			next = tag + 1;
 		}
 	}
-	if (key->ethertype == bpf_htons(ETH_P_IP))
+	words[WORD_TYPE] = ethertype | outer << 16 | inner << 32;
+	if (ethertype == bpf_htons(ETH_P_IP))
 		parse_ipv4(next, end, key);
-	else if (key->ethertype == bpf_htons(ETH_P_IPV6))
+	else if (ethertype == bpf_htons(ETH_P_IPV6))
 		parse_ipv6(next, end, key);
 	return 0;
 }
