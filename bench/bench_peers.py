@@ -46,6 +46,8 @@ ROUNDS: Final[Rounds] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--xdpsock", metavar="PATH", default="", help="the peer xdpsock")
     parser.add_argument("--xsk-fwd", metavar="PATH", default="", help="the peer xsk_fwd")
+    parser.add_argument("--rates-only", action="store_true",
+        help="without what rfc2544 and micro measure of the table")  # fmt: skip
 
 
 def run(options: argparse.Namespace, record: Record) -> None:
@@ -56,6 +58,8 @@ def run(options: argparse.Namespace, record: Record) -> None:
     for group in contests.all_groups(named):
         if wanted(options, group.name):
             run_group(group, options, record)
+    if options.rates_only:
+        return
     if len(named.links) != 2:
         run_headlines(options_like(options, bench_rfc2544), record)
     if not named.links:

@@ -282,7 +282,8 @@ def many_flows(named: Named) -> Group:
     loads: dict[str, Load] = {}
     contests: list[Contest] = []
     for path, engine in paths.items():
-        for flows in (1, *FLOWS):
+        # Some frames a second are left of the bridge's rate at 256 flows already.
+        for flows in (1, *FLOWS[: 1 if path == "bridge" else None]):
             name = f"{path}, {flows:,} flows"
             contenders[name] = engine
             loads[name] = Load(size=SMALL, packet="udp", flows=flows)
