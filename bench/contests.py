@@ -169,7 +169,6 @@ def two_ports_small(named: Named) -> Group:
     }
     if named.links:  # what a program redirects from a ring in zero-copy is copied first
         kernel["hybrid hit in zero-copy"] = named.hybrid("--bind", "zero-copy")
-        kernel["hybrid hit in copy mode"] = named.hybrid("--bind", "copy")
     user = _two_ports(named) | {"AF_PACKET loop": peers.packet_loop}
     contests = (
         Contest("redirect pair", "plain redirect", 0.97),

@@ -19,6 +19,11 @@ _DPI: Final = 110
 _DECADE: Final = 10.0
 _MOST_LABELS: Final = 12  # lines that one legend can tell apart
 _RATES: Final = ("frames/s", "packets/s")  # what a wire's rate can be held against
+_OF_SIZES: Final = ("bytes", "size", "generator")  # what differs where sizes do
+_MIXED: Final = "imix"
+_COLUMNS: Final = 2
+_PANEL: Final = (6.5, 4.0)  # inches
+_LEAST_RATIO: Final = 1 / 8  # what is below is drawn as that; its number stands beside it
 _NO_DIMENSIONS: Final = ("histogram", "percentile")  # of a case; they tell no lines apart
 
 
@@ -46,28 +51,51 @@ def draw(result: Result, page: Path) -> list[Path]:
 
 def draw_rates(figures: Sequence[Figure]) -> Any:
     """Draw frames a second by frame size, below what wires carry; None without such figures."""
-    chosen = [
+    chosen = _of_several_sizes(figures)
+    if not chosen:
+        return None
+    sizes = sorted({int(figure.case["bytes"]) for figure in chosen})
+    panels = _panels(chosen, hidden=_OF_SIZES)
+    picture, grid = _grid(len(panels), min(_COLUMNS, len(panels)))
+    for axes, (title, some) in zip(grid, panels.items(), strict=False):
+        _draw_lines(axes, some, "bytes", hidden=_OF_SIZES)
+        _draw_line_rates(axes, sizes)
+        axes.set_title(title)
+        if _spans_decades(sizes):
+            axes.set_xscale("log")
+        axes.set_xlabel("bytes of a frame (without FCS); dashed: line rate")
+        axes.set_ylabel(", ".join(sorted({figure.unit for figure in some})))
+        axes.set_yscale("log")
+    return picture
+
+
+def _of_several_sizes(figures: Sequence[Figure]) -> list[Figure]:
+    """Return the rates that were taken with more than one size of frames, all else being equal."""
+    rates = [
         figure
         for figure in figures
         if figure.unit in _RATES
         and _is_number(figure.case.get("bytes"))
         and "sweep" not in figure.case
+        and figure.case.get("size") != _MIXED
     ]
-    sizes = sorted({int(figure.case["bytes"]) for figure in chosen})
-    if len(sizes) < 2:
-        return None
-    panels = _panels(chosen, hidden=("bytes",))
+    labels = _labels(rates, hidden=_OF_SIZES)
+    sizes: dict[str, set[int]] = {}
+    for figure, label in zip(rates, labels, strict=True):
+        sizes.setdefault(label, set()).add(figure.case["bytes"])
+    return [each for each, label in zip(rates, labels, strict=True) if len(sizes[label]) > 1]
+
+
+def _grid(count: int, columns: int) -> tuple[Any, list[Any]]:
+    """Return a picture and its first ``count`` panels, row by row; the rest stays empty."""
+    rows = -(-count // columns)
     picture, grid = plt.subplots(
-        len(panels), figsize=(11, 5 * len(panels) + 1), layout="constrained", squeeze=False
-    )
-    for axes, (title, some) in zip(grid.flat, panels.items(), strict=True):
-        _draw_lines(axes, some, "bytes", hidden=())
-        _draw_line_rates(axes, sizes)
-        axes.set_title(title)
-        axes.set_xlabel("bytes of a frame in memory (without FCS); dashed: line rate")
-        axes.set_ylabel(", ".join(sorted({figure.unit for figure in some})))
-        axes.set_yscale("log")
-    return picture
+        rows, columns, figsize=(_PANEL[0] * columns, _PANEL[1] * rows + 0.5),
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    for axes in grid.flat[count:]:
+        axes.remove()
+    return picture, list(grid.flat[:count])
 
 
 def _draw_line_rates(axes: Any, sizes: Sequence[int]) -> None:
@@ -101,20 +129,24 @@ def draw_ratios(figures: Sequence[Figure]) -> Any:
     chosen = [figure for figure in figures if figure.unit == RATIO]
     if not chosen:
         return None
-    picture, axes = plt.subplots(figsize=(11, 0.4 * len(chosen) + 1.5), layout="constrained")
+    picture, axes = plt.subplots(figsize=(11, 0.3 * len(chosen) + 1.5), layout="constrained")
     for place, figure in enumerate(chosen):
-        low, high = _finite_spread(figure)
-        errors = [[figure.median - low], [high - figure.median]]
+        low, median, high = (max(_LEAST_RATIO, each) for each in (
+            _finite_spread(figure)[0], figure.median, _finite_spread(figure)[1]))  # fmt: skip
         color = "tab:orange" if figure.is_met is False else "tab:blue"
-        axes.barh(place, figure.median, xerr=errors, capsize=3, color=color)
+        errors = [[median - low], [high - median]]
+        axes.barh(place, median - 1, left=1, xerr=errors, capsize=3, color=color)
         if figure.goal is not None:
             axes.plot([figure.goal] * 2, [place - 0.45, place + 0.45], color="tab:red")
+        axes.text(1.01, place, f"{figure.median:.3g}", va="center",
+                  transform=axes.get_yaxis_transform())  # fmt: skip
     axes.axvline(1, color="gray", linewidth=1)
     axes.set_yticks(range(len(chosen)), [_ratio_label(figure) for figure in chosen])
     axes.invert_yaxis()
-    if _spans_decades([figure.median for figure in chosen]):
-        axes.set_xscale("log")
-    axes.set_xlabel("ours / the peer's: median and quartiles; goal in red, orange: missed")
+    axes.margins(y=0.01)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("ours / theirs, quartiles; red: goal, orange: missed")
     return picture
 
 
@@ -126,10 +158,9 @@ def draw_growth(figures: Sequence[Figure]) -> Any:
             panels.setdefault((str(figure.case["sweep"]), figure.unit), []).append(figure)
     if not panels:
         return None
-    picture, grid = plt.subplots(
-        len(panels), figsize=(11, 4 * len(panels) + 1), layout="constrained", squeeze=False
-    )
-    for axes, ((sweep, unit), chosen) in zip(grid.flat, panels.items(), strict=True):
+    units = {unit for _, unit in panels}
+    picture, grid = _grid(len(panels), len(units))
+    for axes, ((sweep, unit), chosen) in zip(grid, panels.items(), strict=True):
         _draw_lines(axes, chosen, "value", hidden=("sweep",))
         axes.set_xlabel(sweep)
         axes.set_ylabel(unit)
@@ -194,7 +225,9 @@ def _joined(pairs: Iterable[tuple[str, Any]]) -> str:
 
 
 def _ratio_label(figure: Figure) -> str:
-    return f"{figure.name} / {figure.against}" if figure.against else figure.name
+    if not figure.against or figure.name.endswith(figure.against):
+        return figure.name
+    return f"{figure.name} / {figure.against}"
 
 
 def _set_scales(axes: Any, figures: Sequence[Figure]) -> None:

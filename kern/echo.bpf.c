@@ -4,16 +4,10 @@
  */
 #include "answer.h"
 #include "counters.h"
+#include "sockets.h"
 
 #include <bpf/bpf_helpers.h>
 #include <xdp/xdp_helpers.h>
-
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__type(key, __u32);	 /* RX queue id */
-	__type(value, __u32);	 /* AF_XDP socket */
-	__uint(max_entries, 64); /* set to the link's queue count before loading */
-} sockets SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

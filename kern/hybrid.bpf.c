@@ -5,15 +5,9 @@
 #include "act.h"
 #include "flows.h"
 #include "injected.h"
+#include "sockets.h"
 
 #include <xdp/xdp_helpers.h>
-
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__type(key, __u32);	 /* RX queue id */
-	__type(value, __u32);	 /* AF_XDP socket */
-	__uint(max_entries, 64); /* set to the link's queue count before loading */
-} sockets SEC(".maps");
 
 /* libxdp's dispatcher: run after filters (default priority 50), go on when we pass. */
 struct {

@@ -1,16 +1,10 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /* Every n-th packet of a queue goes to the host stack, the others to its AF_XDP socket. */
 #include "parse.h"
+#include "sockets.h"
 
 #include <bpf/bpf_helpers.h>
 #include <xdp/xdp_helpers.h>
-
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__type(key, __u32);	 /* RX queue id */
-	__type(value, __u32);	 /* AF_XDP socket */
-	__uint(max_entries, 64); /* set to the link's queue count before loading */
-} sockets SEC(".maps");
 
 struct sample_counters { /* SAMPLE_COUNTERS of l2fwd/abi.py */
 	__u64 passed_packets;

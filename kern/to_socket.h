@@ -6,15 +6,9 @@
 
 #include "counters.h"
 #include "parse.h"
+#include "sockets.h"
 
 #include <bpf/bpf_helpers.h>
-
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__type(key, __u32);	 /* RX queue id */
-	__type(value, __u32);	 /* AF_XDP socket */
-	__uint(max_entries, 64); /* set to the link's queue count before loading */
-} sockets SEC(".maps");
 
 /* The verdict, counted. */
 static __always_inline int to_socket(struct xdp_md *ctx)

@@ -173,7 +173,7 @@ def test_line_rates_ratios_and_goals_are_in_the_pictures():
     scales = [axes.get_xscale() for axes in pictures.draw_growth(all_kinds()["growth"]).axes]
     assert scales == ["log", "symlog", "linear"]
     (bars,) = pictures.draw_ratios(all_kinds()["ratios"][:1]).axes
-    assert [bar.get_width() for bar in bars.patches] == [1.5]
+    assert [bar.get_x() + bar.get_width() for bar in bars.patches] == [1.5]
     assert [3, 3] in [list(line.get_xdata()) for line in bars.lines]
     pictures.plt.close("all")
 
