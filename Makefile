@@ -39,7 +39,7 @@ lint: build                  ## style and types
 bench: build                 ## every suite but soak against the peers found, and the report; about half an hour
 	$(SUDO) $(BIN)/python -m bench all $(ARGS)
 
-bench-quick: build           ## the same in some three minutes, less precise
+bench-quick: build           ## the same in two to three minutes, less precise
 	$(SUDO) $(BIN)/python -m bench all --quick $(ARGS)
 
 bench-%: build               ## one suite: bench-peers ARGS="--xdpsock PATH"
