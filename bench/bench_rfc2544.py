@@ -58,7 +58,7 @@ _PARTS: Final = {  # after the search of rates
 }
 _PEER: Final = "xdpsock -l"
 _AWAKE: Final = "macswap --busy-poll"  # as xdpsock: never sleeps
-_PAIRS: Final = {"tiny": 1, "quick": 3, "normal": 10, "full": 20}  # of latency, by turns
+_PAIRS: Final = {"tiny": 1, "quick": 3, "normal": 10, "full": 20}  # of latency, at least
 _ENTRIES: Final = {"tiny": 20, "quick": 200, "normal": 2000, "full": 2000}
 _LEARNING_SECONDS: Final = 5.0  # longer, and the flows are not new
 
@@ -267,7 +267,7 @@ def _latency_ratio(
     p99: dict[str, list[float]] = {each: [] for each in contenders}
     with bench_bed(links=links_of(options), hairpin=True) as bed:
         rate = min(_no_drop(engine, bed, size, plan) for engine in contenders.values()) / 2
-        for _ in range(_PAIRS[options.level]):
+        for _ in range(max(plan.rounds, _PAIRS[options.level])):
             for each, engine in contenders.items():
                 p99[each].append(_p99_us(engine, bed, size, plan, rate))
     for each in ("macswap", _AWAKE):

@@ -131,8 +131,8 @@ def draw_ratios(figures: Sequence[Figure]) -> Any:
         return None
     picture, axes = plt.subplots(figsize=(11, 0.3 * len(chosen) + 1.5), layout="constrained")
     for place, figure in enumerate(chosen):
-        low, median, high = (max(_LEAST_RATIO, each) for each in (
-            _finite_spread(figure)[0], figure.median, _finite_spread(figure)[1]))  # fmt: skip
+        low, high = (max(_LEAST_RATIO, each) for each in _finite_spread(figure))
+        median = max(_LEAST_RATIO, figure.median)
         color = "tab:orange" if figure.is_met is False else "tab:blue"
         errors = [[median - low], [high - median]]
         axes.barh(place, median - 1, left=1, xerr=errors, capsize=3, color=color)

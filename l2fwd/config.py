@@ -431,6 +431,15 @@ class JobConfig:
         return True
 
     @property
+    def keeps_to_copy_mode(self) -> bool:
+        """Whether sockets are bound in copy mode though zero-copy was not ruled out.
+
+        Where programs redirect most packets: in zero-copy the kernel copies each of those into a
+        page that it allocates for it (``xdp_convert_zc_to_xdp_frame``).
+        """
+        return self.uses_sockets and self.redirects and self.socket.bind_mode is BindMode.AUTO
+
+    @property
     def takes_all(self) -> bool:
         """Whether the links take in what is addressed to others."""
         return True

@@ -61,10 +61,10 @@ def test_the_smallest_frames_that_do_are_chosen(
 def test_hybrid_keeps_to_copy_mode_if_zero_copy_is_not_asked_for(pretend):
     pretend("igb", 1500)
     hybrid = Side("f0", config("auto", data_path="hybrid"), lambda found: None)
-    assert hybrid.keeps_to_copy_mode
+    assert hybrid.config.keeps_to_copy_mode
     assert not Side(
         "f0", with_fitting_frames(config("auto", may_enlarge_frames=True)), lambda found: None
-    ).keeps_to_copy_mode
+    ).config.keeps_to_copy_mode
 
 
 def test_hybrid_is_refused_where_zero_copy_drops_what_is_redirected(pretend):
@@ -75,7 +75,7 @@ def test_hybrid_is_refused_where_zero_copy_drops_what_is_redirected(pretend):
     pretend("igb", 1000)
     assert not Side(
         "f0", config("zero-copy", data_path="hybrid"), lambda found: None
-    ).keeps_to_copy_mode
+    ).config.keeps_to_copy_mode
 
 
 @pytest.mark.parametrize("bind", ["auto", "zero-copy"])

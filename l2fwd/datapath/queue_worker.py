@@ -75,8 +75,8 @@ class QueueWorker:
         for side in self.sides:
             if side.attachment is not None and side.attachment.mode == "skb":
                 wanted = in_skb_mode(wanted, side.name)
-            if side.keeps_to_copy_mode:
-                wanted = replace(wanted, bind_mode=BindMode.COPY)
+        if self.config.keeps_to_copy_mode:
+            wanted = replace(wanted, bind_mode=BindMode.COPY)
         try:
             self._open(wanted, bind_timeout)
         except KernelError as error:

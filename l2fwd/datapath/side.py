@@ -62,23 +62,14 @@ class Side:
         self.link = link.find_link(self.name)
         if not self.link.is_up:
             raise ConfigError(f"{self.name} is down; bring it up: ip link set {self.name} up")
-        wants_zero_copy = self.config.socket.bind_mode is BindMode.ZERO_COPY
-        loses = self.link.driver in DROPS_REDIRECTED_IN_ZERO_COPY
-        if wants_zero_copy and loses and _has_both(self.config):
+        config = self.config
+        is_zero_copy = config.uses_sockets and config.socket.bind_mode is BindMode.ZERO_COPY
+        if is_zero_copy and config.redirects and self.link.driver in DROPS_REDIRECTED_IN_ZERO_COPY:
             raise ConfigError(
                 f"{self.name}: in zero-copy {self.link.driver} drops what a program redirects "
                 "into it; use --bind copy, or --data-path afxdp"
             )
         _check_frames(self.config, self.link)
-
-    @property
-    def keeps_to_copy_mode(self) -> bool:
-        """Whether copy mode is better, and zero-copy was not asked for.
-
-        Most packets are redirected by a program then.  In zero-copy the kernel copies each of
-        those into a page that it allocates for it (``xdp_convert_zc_to_xdp_frame``).
-        """
-        return _keeps_to_copy_mode(self.config)
 
     def attach(self) -> list[str]:
         """Put our program on the link, or nothing; return what the user should know."""
@@ -188,20 +179,12 @@ def _check_frames(config: JobConfig, found: link.Link) -> None:
         config.umem.check_zero_copy(found.ifname, found.driver, found.mtu)
 
 
-def _has_both(config: JobConfig) -> bool:
-    return config.uses_sockets and config.redirects
-
-
-def _keeps_to_copy_mode(config: JobConfig) -> bool:
-    return _has_both(config) and config.socket.bind_mode is BindMode.AUTO
-
-
 def _may_be_zero_copy(config: JobConfig, found: link.Link) -> bool:
     """Tell whether sockets on a link may come to have packets of one frame in zero-copy mode."""
     bind_mode = config.socket.bind_mode
     if bind_mode is BindMode.COPY or config.mode is AttachMode.SKB:
         return False
-    if _keeps_to_copy_mode(config):
+    if config.keeps_to_copy_mode:
         return False
     features = xdp_features(found.ifindex)
     if features is not None and not features.zero_copy:

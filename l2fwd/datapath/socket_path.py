@@ -112,7 +112,8 @@ class SocketPath(LinkedPath, Generic[Config]):
             sockets = [xsk for worker in served for xsk in worker.on(side)]
             if any(xsk.is_zero_copy for xsk in sockets):
                 self._warn(check_nic_ring(side.link, self.config.fill_target))
-            if self.config.socket.bind_mode is BindMode.AUTO and not side.keeps_to_copy_mode:
+            is_auto = self.config.socket.bind_mode is BindMode.AUTO
+            if is_auto and not self.config.keeps_to_copy_mode:
                 self._check_zero_copy(side, [xsk for w in self.workers for xsk in w.on(side)])
 
     def _check_zero_copy(self, side: Side, sockets: list[BoundSocket]) -> None:
